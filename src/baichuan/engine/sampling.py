@@ -1,0 +1,188 @@
+"""From logits to the next token: parameters, and a pure function of them. Knows no model, no text.
+
+The order of the steps is that of transformers' `generate` (repetition penalty, temperature, top-k,
+top-p, min-p), so the same values mean the same distribution here and there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baichuan.errors import UsageError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token (greedy).
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches p; 1 keeps all.
+        min_p: drop tokens below this share of the likeliest one's probability; 0 keeps all.
+        repetition_penalty: logits of tokens already in prompt or answer are divided by this if
+            positive, multiplied if negative (Keskar et al. 2019, arXiv 1909.05858); 1 is off.
+        seed: makes sampling repeatable; None draws a fresh seed.
+        max_tokens: most tokens to generate.
+        stop: strings at which the answer ends; they are not part of it.
+        eos_token_ids: tokens at which the answer ends.
+        logprobs: how many alternatives to report per token beside the chosen one's log-probability;
+            None reports nothing.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    eos_token_ids: tuple[int, ...] = (2,)
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
+        _require(
+            self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0"
+        )
+        _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
+        _require(all(self.stop), "stop", self.stop, "strings that are not empty")
+        if self.logprobs is not None:
+            _require(self.logprobs >= 0, "logprobs", self.logprobs, "0 or more")
+
+    def changed(self, **changes: Any) -> SamplingParams:
+        """Give a copy with some values replaced.
+
+        Raises:
+            UsageError: a value that is not allowed, or a name that is no parameter.
+        """
+        unknown = changes.keys() - self.__dataclass_fields__.keys()
+        if unknown:
+            raise UsageError(
+                f"No sampling parameter is called {', '.join(sorted(unknown))}; there are "
+                f"{', '.join(self.__dataclass_fields__)}."
+            )
+        return replace(self, **changes)
+
+    @classmethod
+    def from_generation_config(cls, config: Any, **changes: Any) -> SamplingParams:
+        """Read a checkpoint's generation configuration (transformers' `GenerationConfig`).
+
+        `do_sample` false means greedy whatever the temperature; a value that is absent is off.
+        """
+        eos = _value(config, "eos_token_id", ())
+        read = cls(
+            temperature=_value(config, "temperature", 1.0) if config.do_sample else 0.0,
+            top_k=_value(config, "top_k", 0),
+            top_p=_value(config, "top_p", 1.0),
+            min_p=_value(config, "min_p", 0.0),
+            repetition_penalty=_value(config, "repetition_penalty", 1.0),
+            max_tokens=_value(config, "max_new_tokens", cls.max_tokens),
+            eos_token_ids=(eos,) if isinstance(eos, int) else tuple(eos),
+        )
+        return read.changed(**changes)
+
+
+def _value(config: Any, name: str, default: Any) -> Any:
+    value = getattr(config, name, None)
+    return default if value is None else value
+
+
+def _require(holds: bool, name: str, given: object, allowed: str) -> None:
+    if not holds:
+        raise UsageError(f"{name} is {given!r}; allowed is {allowed}.")
+
+
+def penalize(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+    """Apply the repetition penalty to logits [vocabulary] for the token ids in `seen`."""
+    if penalty == 1.0 or not seen:
+        return logits
+    index = torch.tensor(sorted(set(seen)), dtype=torch.long, device=logits.device)
+    scores = logits[index]
+    scores = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return logits.index_put((index,), scores)
+
+
+def distribution(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Give the probabilities [vocabulary] of the next token, from penalized logits [vocabulary].
+
+    With temperature 0 all weight is on the likeliest token.
+    """
+    if params.temperature == 0:
+        return torch.zeros_like(logits).index_fill_(0, logits.argmax()[None], 1.0)
+    logits = logits / params.temperature
+    if 0 < params.top_k < logits.numel():
+        kth = logits.topk(params.top_k).values[-1]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if params.top_p < 1:
+        logits = _keep_top_p(logits, params.top_p)
+    probabilities = logits.softmax(0)
+    if params.min_p > 0:
+        floor = params.min_p * probabilities.max()
+        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
+        probabilities = probabilities / probabilities.sum()
+    return probabilities
+
+
+def _keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Drop the least likely tokens whose probabilities add up to at most 1 - top_p."""
+    ascending, order = logits.sort(descending=False)
+    dropped = ascending.softmax(0).cumsum(0) <= 1 - top_p
+    dropped[-1] = False
+    return logits.index_fill(0, order[dropped], float("-inf"))
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities before temperature and filters: the chosen token's and the likeliest ones'."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Sampler:
+    """The choice of tokens of one sequence: its parameters and its own random numbers.
+
+    Each sequence draws from its own generator, so a seeded answer does not depend on what else is
+    in the batch.
+    """
+
+    def __init__(self, params: SamplingParams) -> None:
+        self.params = params
+        self._random = torch.Generator()
+        if params.seed is None:
+            self._random.seed()
+        else:
+            self._random.manual_seed(params.seed)
+
+    def __call__(self, logits: Tensor, seen: Sequence[int]) -> tuple[int, TokenLogprobs | None]:
+        """Choose the next token.
+
+        Args:
+            logits: float32 [vocabulary].
+            seen: token ids of prompt and answer so far.
+        """
+        penalized = penalize(logits, seen, self.params.repetition_penalty)
+        if self.params.temperature == 0:
+            token = int(penalized.argmax())
+        else:
+            probabilities = distribution(penalized, self.params).cpu()
+            token = int(torch.multinomial(probabilities, 1, generator=self._random))
+        return token, self._logprobs(logits, token)
+
+    def _logprobs(self, logits: Tensor, token: int) -> TokenLogprobs | None:
+        if self.params.logprobs is None:
+            return None
+        scores = logits.log_softmax(0)
+        top = scores.topk(min(self.params.logprobs, scores.numel()))
+        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return TokenLogprobs(float(scores[token]), tuple(pairs))

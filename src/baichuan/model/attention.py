@@ -1,0 +1,171 @@
+"""Causal attention with ALiBi in linear memory. Knows tensors only: no weights, no cache, no model.
+
+ALiBi (Press et al. 2021, arXiv 2108.12409) adds `slope[h] * (j - i)` to the score of query i and
+key j. Softmax does not see what is constant along a row, so `slope[h] * (j - c)` gives the same
+result for any c, and this bias depends on the key alone. Two ways to hand such a bias to a fused
+kernel without a [heads, L, L] tensor:
+
+- Few queries (decoding): a float mask [heads, queries, keys], which is small then.
+- Many queries: extra channels. If the key carries its index j in a channel in which the query
+  carries slope[h], the dot product adds the bias by itself. Indices and slopes are split into
+  parts that bfloat16 and float16 hold exactly, so the bias is as exact as in float32.
+
+What remains for the mask is one [queries, keys] boolean without heads, made a block at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Queries that share one mask. 256 was the fastest of 128..1024 on CPUs and bounds the mask's memory.
+QUERY_BLOCK = 256
+#: Up to this many queries a float bias with heads is cheaper than copying all keys to widen them.
+FEW_QUERIES = 16
+#: Channels that carry the bias: 3 parts of the slope times 2 digits of the index, filled up to 8.
+BIAS_CHANNELS = 8
+_SLOPE_PARTS = 3
+_INDEX_BASE = 256
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Give the slope of each head, double precision.
+
+    A power of two n has 2^(-8(i+1)/n). Any other count takes the slopes of the largest power of two
+    below it, then every other one of the next power's (the interleaved slopes of the ALiBi
+    authors' `get_slopes`, which Baichuan-13B uses for its 40 heads).
+    """
+    base = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (i + 1) / base) for i in range(base)]
+    if base == heads:
+        return slopes
+    return slopes + alibi_slopes(2 * base)[0::2][: heads - base]
+
+
+@lru_cache(maxsize=64)
+def _slopes_on(heads: int, device: torch.device) -> Tensor:
+    return torch.tensor(alibi_slopes(heads), dtype=torch.float32, device=device)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, *, alibi: bool, mask: Tensor | None = None
+) -> Tensor:
+    """Attend causally; the last query belongs to the last key.
+
+    Args:
+        query: [batch, heads, queries, head_dim], the newest positions.
+        key, value: [batch, heads, keys, head_dim], keys >= queries.
+        alibi: whether scores carry the ALiBi bias.
+        mask: None (everything earlier is visible); [batch, keys] integers, where j is visible from
+            i if both are positive and equal (1 = token, 0 = padding, 1, 2, 3... = packed segments,
+            as the original's); or [batch, queries, keys], non-zero = visible.
+
+    Returns:
+        [batch, heads, queries, head_dim] in the dtype of `query`. Rows of padding are finite and
+        without meaning.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    scale = 1.0 / math.sqrt(query.shape[3])
+    if queries <= FEW_QUERIES:
+        visible = None
+        if queries > 1 or mask is not None:
+            visible = _visible(mask, slice(0, queries), keys - queries, query.device)
+        bias = _bias(query, keys, visible) if alibi else visible
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    if not alibi:
+        return _attend_blocks(query, key, value, mask, scale)
+    width = query.shape[3]
+    wide_key = F.pad(key, (0, BIAS_CHANNELS))
+    wide_query = torch.cat([query, _slope_channels(query, scale)], dim=3)
+    # The fused CPU and GPU kernels want one width for all three; without it they fall back to
+    # a path that materialises all scores.
+    wide_value = F.pad(value, (0, BIAS_CHANNELS))
+    # Counted from the middle of the new positions: small numbers round least.
+    wide_key[..., width:] = _index_channels(keys, keys - queries // 2, key)
+    return _attend_blocks(wide_query, wide_key, wide_value, mask, scale)[..., :width]
+
+
+def _attend_blocks(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Attend without bias, `QUERY_BLOCK` queries at a time; each block sees keys up to its own end."""
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None and queries == keys:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    past = keys - queries
+    blocks = []
+    for first in range(0, queries, QUERY_BLOCK):
+        rows = slice(first, min(first + QUERY_BLOCK, queries))
+        seen = past + rows.stop
+        blocks.append(
+            F.scaled_dot_product_attention(
+                query[:, :, rows],
+                key[:, :, :seen],
+                value[:, :, :seen],
+                attn_mask=_visible(mask, rows, past, query.device),
+                scale=scale,
+            )
+        )
+    return torch.cat(blocks, dim=2)
+
+
+def _visible(mask: Tensor | None, rows: slice, past: int, device: torch.device) -> Tensor:
+    """Which keys the new positions `rows` see: boolean [batch or 1, 1, rows, past + rows.stop].
+
+    Each query sees itself, padding too: a row with nothing visible would be NaN.
+    """
+    seen = past + rows.stop
+    here = torch.arange(past + rows.start, seen, device=device)[:, None]
+    there = torch.arange(seen, device=device)[None, :]
+    causal = there <= here
+    if mask is None:
+        return causal[None, None]
+    if mask.ndim == 3:
+        allowed = mask[:, rows, :seen] != 0
+    else:
+        segment = mask[:, past + rows.start : seen, None]
+        other = mask[:, None, :seen]
+        allowed = (segment == other) & (other > 0)
+    return ((allowed & causal) | (there == here))[:, None]
+
+
+def _bias(query: Tensor, keys: int, visible: Tensor | None) -> Tensor:
+    """ALiBi as a float32 mask [batch or 1, heads, queries or 1, keys]; 0 at the newest key."""
+    slopes = _slopes_on(query.shape[1], query.device)
+    index = torch.arange(1 - keys, 1, dtype=torch.float32, device=query.device)
+    bias = (slopes[:, None] * index)[None, :, None, :]
+    if visible is None:
+        return bias
+    return bias.masked_fill(~visible, float("-inf"))
+
+
+def _slope_channels(query: Tensor, scale: float) -> Tensor:
+    """Slopes, divided by the kernel's scale and split into parts: [batch, heads, queries, 8].
+
+    Each part keeps the leading bits that the dtype holds, the next part what is left.
+    """
+    rest = _slopes_on(query.shape[1], query.device) / scale
+    channels = []
+    for _ in range(_SLOPE_PARTS):
+        part = rest.to(query.dtype)
+        rest = rest - part.float()
+        channels += [part, part]
+    channels += [torch.zeros_like(channels[0])] * (BIAS_CHANNELS - len(channels))
+    table = torch.stack(channels, dim=1)
+    return table[None, :, None, :].expand(query.shape[0], -1, query.shape[2], -1)
+
+
+def _index_channels(keys: int, origin: int, key: Tensor) -> Tensor:
+    """Key indices counted from `origin`, as two digits of base 256: [keys, 8].
+
+    Multiples of 256 up to 65,280 and digits below 256 are exact in bfloat16 and float16.
+    """
+    index = torch.arange(keys, device=key.device) - origin
+    low = index.remainder(_INDEX_BASE)
+    pair = torch.stack([index - low, low], dim=1).to(key.dtype)
+    filler = BIAS_CHANNELS - 2 * _SLOPE_PARTS
+    return F.pad(pair.repeat(1, _SLOPE_PARTS), (0, filler))

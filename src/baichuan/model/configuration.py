@@ -1,0 +1,128 @@
+"""The shape of a Baichuan-1 network: both families, their presets. Knows no tensor and no file layout.
+
+Source of the fields and numbers: the published `config.json` of Baichuan-13B-Chat and the class
+defaults of Baichuan-7B. Both call themselves `"model_type": "baichuan"`; what tells them apart is
+the capital C of the 7B's architecture name and its `max_position_embeddings`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from baichuan.errors import UsageError
+
+PositionEmbedding = Literal["alibi", "rope"]
+
+#: Vocabulary of Baichuan 2, whose head is normalised: another network under the same `model_type`.
+_BAICHUAN2_VOCABULARY = 125_696
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "13b": {"architectures": ["BaichuanForCausalLM"]},
+    "7b": {
+        "architectures": ["BaiChuanForCausalLM"],
+        "position_embedding": "rope",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 4096,
+    },
+    "demo": {
+        "architectures": ["BaichuanForCausalLM"],
+        "vocab_size": 3072,
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 12,
+        "model_max_length": 1024,
+    },
+}
+
+
+@strict
+class BaichuanConfig(PreTrainedConfig):
+    """Shape of the network. The defaults are Baichuan-13B's published values.
+
+    Args:
+        position_embedding: `"alibi"` (13B) or `"rope"` (7B); derived where the file does not say.
+        model_max_length: longest sequence trained on, tokens (13B's name for it).
+        max_position_embeddings: the same (7B's name for it).
+        user_token_id, assistant_token_id: role markers of the chat format; ids, never text.
+    """
+
+    model_type = "baichuan"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  (transformers' own shape)
+
+    vocab_size: int = 64_000
+    hidden_size: int = 5120
+    intermediate_size: int = 13_696
+    num_hidden_layers: int = 40
+    num_attention_heads: int = 40
+    hidden_act: Literal["silu"] = "silu"
+    position_embedding: PositionEmbedding | None = None
+    model_max_length: int | None = None
+    max_position_embeddings: int | None = None
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # A checkpoint's pointer to its own Python files: we never run them, and saving must not
+        # send the next reader back to files that are no longer beside the weights.
+        kwargs.pop("auto_map", None)
+        super().__post_init__(**kwargs)
+        if self.position_embedding is None:
+            self.position_embedding = self._published_position_embedding()
+        if self.model_max_length is None and self.max_position_embeddings is None:
+            self.model_max_length = 4096
+
+    def _published_position_embedding(self) -> PositionEmbedding:
+        """Tell the families apart by what their published files hold."""
+        architectures = self.architectures or []
+        if "BaiChuanForCausalLM" in architectures:
+            return "rope"
+        only_7b_name = self.max_position_embeddings is not None and self.model_max_length is None
+        return "rope" if only_7b_name and not architectures else "alibi"
+
+    def validate_architecture(self) -> None:
+        """Refuse shapes that no Baichuan-1 network has (called by transformers after `__init__`)."""
+        if self.hidden_size % self.num_attention_heads:
+            raise UsageError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}: each head needs the same number of columns."
+            )
+        if self.vocab_size == _BAICHUAN2_VOCABULARY:
+            raise UsageError(
+                f"A vocabulary of {_BAICHUAN2_VOCABULARY} is Baichuan 2's, whose output head is "
+                "normalised; this package runs Baichuan-13B and Baichuan-7B (vocabulary 64,000)."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Columns of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence the model was trained on, in tokens."""
+        length = self.model_max_length or self.max_position_embeddings
+        assert length is not None, "__post_init__ sets one of the two"
+        return length
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> BaichuanConfig:
+        """Give the configuration of a known model: `"13b"`, `"7b"` or `"demo"`.
+
+        Raises:
+            UsageError: the name is none of these.
+        """
+        if name not in _PRESETS:
+            raise UsageError(f"No preset is called {name!r}; there are {', '.join(_PRESETS)}.")
+        return cls(**{**_PRESETS[name], **changes})

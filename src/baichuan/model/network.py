@@ -1,0 +1,320 @@
+"""The Baichuan-13B and Baichuan-7B networks for transformers 5.
+
+Pre-norm decoder: x += attention(norm(x)); x += mlp(norm(x)); weight names as published (`W_pack`
+holds q, k and v). Knows nothing of files (pretrained.py), of bits (linears may be swapped from
+outside) or of text (`chat` hands it to prompt.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from baichuan.engine.cache import Batch, Chunk, SequenceCache
+from baichuan.errors import UsageError
+from baichuan.model.attention import attend
+from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.pretrained import BaichuanPreTrainedModel
+from baichuan.model.rotary import rotary_angles, rotate
+
+#: (cos, sin), each [batch, positions, head_dim / 2]; None under ALiBi.
+Rotary = tuple[Tensor, Tensor] | None
+
+
+class BaichuanRMSNorm(nn.Module):
+    """Root mean square norm; statistics in float32, the weight applied in its own dtype."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis of x [..., hidden]."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(self.weight.dtype)
+
+
+class BaichuanMLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., hidden] to the same shape."""
+        return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class BaichuanAttention(nn.Module):
+    """Multi-head attention over a padded batch with transformers' cache, or over ragged chunks."""
+
+    def __init__(self, config: BaichuanConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.alibi = config.position_embedding == "alibi"
+        self.W_pack = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, rotary: Rotary, past_key_values: Cache | Batch | None
+    ) -> Tensor:
+        """Attend from x [batch, positions, hidden] to itself and to what the cache holds."""
+        batch, positions, _ = x.shape
+        packed = self.W_pack(x).view(batch, positions, 3, self.heads, self.head_dim)
+        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        if isinstance(past_key_values, Batch):
+            out = self._attend_chunks(query, key, value, past_key_values)
+        else:
+            out = self._attend_padded(query, key, value, mask, past_key_values)
+        return cast(Tensor, self.o_proj(out.transpose(1, 2).reshape(batch, positions, -1)))
+
+    def _attend_padded(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        if cache is not None:
+            end = int(cache.get_seq_length(self.layer)) + key.shape[2]
+            key, value = cache.update(key, value, self.layer)
+            # A static cache returns its whole buffer; what lies behind `end` is not written yet.
+            key, value = key[:, :, :end], value[:, :, :end]
+        return attend(query, key, value, alibi=self.alibi, mask=mask)
+
+    def _attend_chunks(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
+        outputs = []
+        for chunk, (first, last) in zip(batch.chunks, batch.spans, strict=True):
+            new = slice(first, last)
+            keys, values = chunk.cache.append(self.layer, key[:, :, new], value[:, :, new])
+            outputs.append(attend(query[:, :, new], keys, values, alibi=self.alibi))
+        return torch.cat(outputs, dim=2)
+
+
+class BaichuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+    """One attention block and one MLP block around the residual stream."""
+
+    def __init__(self, config: BaichuanConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = BaichuanAttention(config, layer)
+        self.mlp = BaichuanMLP(config)
+        self.input_layernorm = BaichuanRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = BaichuanRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        rotary: Rotary = None,
+        past_key_values: Cache | Batch | None = None,
+    ) -> Tensor:
+        """Map x [batch, positions, hidden] to the same shape."""
+        x = x + self.self_attn(self.input_layernorm(x), mask, rotary, past_key_values)
+        return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
+
+
+class BaichuanModel(BaichuanPreTrainedModel):
+    """Token ids to hidden states: embedding, decoder layers, final norm."""
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            BaichuanDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
+        )
+        self.norm = BaichuanRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | Batch | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder.
+
+        Args:
+            input_ids: int64 [batch, positions]; or inputs_embeds [batch, positions, hidden].
+            attention_mask: as `attention.attend` takes it: [batch, past + positions] with 0 for
+                padding and equal positive integers for one segment, or [batch, positions, keys].
+            position_ids: [batch, positions]; used by the 7B's RoPE alone.
+            past_key_values: a transformers cache (its new positions share one length), or a
+                `Batch` of ragged chunks.
+
+        Raises:
+            UsageError: both or none of input_ids and inputs_embeds; output_attentions.
+        """
+        x = self._embed(input_ids, inputs_embeds)
+        if kwargs.get("output_attentions"):
+            raise UsageError(
+                "output_attentions=True was given, but fused attention keeps no weights; "
+                "output_hidden_states=True is available."
+            )
+        if self.gradient_checkpointing and self.training:
+            use_cache = False
+        elif use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        mask = _needed_mask(attention_mask)
+        rotary = self._rotary(x, position_ids, past_key_values)
+        hidden = [x]
+        for layer in self.layers:
+            x = layer(x, mask=mask, rotary=rotary, past_key_values=past_key_values)
+            if output_hidden_states:
+                hidden.append(x)
+        x = self.norm(x)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=(*hidden[:-1], x) if output_hidden_states else None,
+        )
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UsageError("Give either input_ids or inputs_embeds: both or none were given.")
+        if inputs_embeds is not None:
+            return inputs_embeds
+        return cast(Tensor, self.embed_tokens(input_ids))
+
+    def _rotary(
+        self, x: Tensor, position_ids: Tensor | None, cache: Cache | Batch | None
+    ) -> Rotary:
+        if self.config.position_embedding != "rope":
+            return None
+        if position_ids is None:
+            position_ids = _default_positions(x, cache)
+        return rotary_angles(position_ids, self.config.head_dim)
+
+
+def _needed_mask(mask: Tensor | None) -> Tensor | None:
+    """Drop a mask that hides nothing, so that attention may take its unmasked path."""
+    if mask is None or bool((mask == 1).all()):
+        return None
+    if mask.ndim not in (2, 3):
+        raise UsageError(
+            f"attention_mask has shape {tuple(mask.shape)}; allowed are [batch, keys] with segment "
+            "numbers (0 = padding) and [batch, positions, keys] with 1 = visible."
+        )
+    return mask
+
+
+def _default_positions(x: Tensor, cache: Cache | Batch | None) -> Tensor:
+    """Positions [1, positions] that continue what the cache holds."""
+    if isinstance(cache, Batch):
+        spans = [
+            torch.arange(len(chunk.cache), len(chunk.cache) + len(chunk.tokens))
+            for chunk in cache.chunks
+        ]
+        return torch.cat(spans)[None].to(x.device)
+    past = 0 if cache is None else int(cache.get_seq_length())
+    return torch.arange(past, past + x.shape[1], device=x.device)[None]
+
+
+class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """The network with its language modelling head; 13B by default, 7B by configuration."""
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__(config)
+        self.model = BaichuanModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | Batch | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Compute logits [batch, positions, vocabulary] and, with labels, the loss.
+
+        Args:
+            labels: int64 [batch, positions]; position t is compared with labels[t + 1], -100 is
+                ignored; mean cross entropy in float32.
+            logits_to_keep: compute only this many last positions (0 = all), or the positions given.
+
+        The other arguments are those of `BaichuanModel.forward`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=kwargs.pop("output_attentions", None),
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        result = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if as_dict else cast("tuple[Any, ...]", result.to_tuple())
+
+    def new_cache(self) -> SequenceCache:
+        """Give an empty cache for one sequence."""
+        return SequenceCache(self.config.num_hidden_layers)
+
+    @torch.inference_mode()
+    def forward_chunks(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        """Run ragged chunks in one pass; see `engine.cache.DecoderModel`.
+
+        Returns:
+            Per chunk float32 logits [chunk.logits, vocabulary] on the CPU or GPU of the head.
+        """
+        batch = Batch(chunks)
+        device = self.model.embed_tokens.weight.device
+        flat = [token for chunk in chunks for token in chunk.tokens]
+        ids = torch.tensor([flat], dtype=torch.long, device=device)
+        hidden = self.model(input_ids=ids, past_key_values=batch, use_cache=True).last_hidden_state
+        batch.commit()
+        wanted = [
+            position
+            for chunk, (_, last) in zip(chunks, batch.spans, strict=True)
+            for position in range(last - chunk.logits, last)
+        ]
+        if not wanted:
+            return [hidden.new_empty((0, self.config.vocab_size)) for _ in chunks]
+        logits = self.lm_head(hidden[0, wanted]).float()
+        return list(logits.split([chunk.logits for chunk in chunks]))
+
+
+class BaiChuanForCausalLM(BaichuanForCausalLM):
+    """Baichuan-7B under the name that its published configuration gives (capital C)."""

@@ -1,0 +1,21 @@
+"""Telling transformers' Auto classes about Baichuan; knows their registries and nothing else.
+
+A registered class wins over a checkpoint's own Python files whether `trust_remote_code` is unset,
+False or True, so those files never run.
+"""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.network import BaichuanForCausalLM, BaiChuanForCausalLM, BaichuanModel
+
+
+def register() -> None:
+    """Register configuration, networks and tokenizer; safe to call again."""
+    AutoConfig.register("baichuan", BaichuanConfig, exist_ok=True)
+    AutoModel.register(BaichuanConfig, BaichuanModel, exist_ok=True)
+    # With several classes transformers picks the one that the checkpoint's `architectures` names.
+    networks = (BaichuanForCausalLM, BaiChuanForCausalLM)
+    AutoModelForCausalLM.register(BaichuanConfig, networks, exist_ok=True)
