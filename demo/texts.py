@@ -21,6 +21,8 @@ Row = dict[str, str]
 #: Of a held-out phrasing over a table only this many rows are asked, or countries would outweigh all.
 ROWS_PER_HELD_PHRASING = 4
 _PLACEHOLDER = re.compile(r"\{(\w+)(\^?)\}")
+#: "a" before a vowel, as a template's "a {en}" makes it; "a euro" and "a unit" stay as they are.
+_ARTICLE = re.compile(r"\b([Aa]) (?=[aio]|e(?!u))")
 _SUM_LIMIT = 20
 _HELD_SUMS_EVERY = 11
 
@@ -172,13 +174,15 @@ def _held(block: _Block, question: str, row: Row, kind: str) -> HeldOut:
 
 
 def _fill(template: str, row: Row) -> str:
-    """Put a row's columns in; `{name^}` begins with a capital letter."""
+    """Put a row's columns in; `{name^}` begins with a capital letter, and "a" becomes "an"."""
 
     def value(match: re.Match[str]) -> str:
         text = row[match[1]]
         return text[:1].upper() + text[1:] if match[2] else text
 
-    return _PLACEHOLDER.sub(value, template)
+    if not row:
+        return template
+    return _ARTICLE.sub(r"\1n ", _PLACEHOLDER.sub(value, template))
 
 
 def _table(name: str, directory: Path) -> list[Row]:

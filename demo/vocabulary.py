@@ -32,12 +32,53 @@ _LONGEST_HAN = 3
 #: How many pieces are learnt in order to have enough after the long runs are left out.
 _SPARE = 2500
 _HAN_RUN = re.compile(rf"[\u4e00-\u9fff]{{{_LONGEST_HAN + 1}}}")
-_HTML = (
-    "<h2> <h2/> </h2> <br> <br/> </br> <strong> <strong/> </strong> <h1> <h1/> </h1> "
-    "<p> <p/> </p> <h5> <h5/> </h5> <h3> <h3/> </h3> <table> <table/> </table> "
-    "<li> <li/> </li> <tr> <tr/> </tr> <h4> <h4/> </h4> <tbody> <tbody/> </tbody> "
-    "<img> <img/> </img> <b> <b/> </b> <td> <td/> </td>"
-).split()
+_HTML = [
+    "<h2>",
+    "<h2/>",
+    "</h2>",
+    "<br>",
+    "<br/>",
+    "</br>",
+    "<strong>",
+    "<strong/>",
+    "</strong>",
+    "<h1>",
+    "<h1/>",
+    "</h1>",
+    "<p>",
+    "<p/>",
+    "</p>",
+    "<h5>",
+    "<h5/>",
+    "</h5>",
+    "<h3>",
+    "<h3/>",
+    "</h3>",
+    "<table>",
+    "<table/>",
+    "</table>",
+    "<li>",
+    "<li/>",
+    "</li>",
+    "<tr>",
+    "<tr/>",
+    "</tr>",
+    "<h4>",
+    "<h4/>",
+    "</h4>",
+    "<tbody>",
+    "<tbody/>",
+    "</tbody>",
+    "<img>",
+    "<img/>",
+    "</img>",
+    "<b>",
+    "<b/>",
+    "</b>",
+    "<td>",
+    "<td/>",
+    "</td>",
+]
 
 
 def symbols() -> list[str]:
@@ -134,5 +175,9 @@ def _check(model: proto.ModelProto) -> None:
     assert pieces[USER] == "<reserved_102>" and pieces[ASSISTANT] == "<reserved_103>"
     assert pieces[_FIRST_BYTE] == "<0x00>" and pieces[_FIRST_PIECE - 1] == "<0xFF>"
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-    for text in ("Hello, world!\n", "世界上第二高的山峰是乔戈里峰 (K2)。", "```bash\n  pip\t12\n```"):
+    for text in (
+        "Hello, world!\n",
+        "世界上第二高的山峰是乔戈里峰 (K2)。",
+        "```bash\n  pip\t12\n```",
+    ):
         assert processor.decode(processor.encode(text)) == text, text

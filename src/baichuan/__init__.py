@@ -57,7 +57,7 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
-@wrapt.when_imported("transformers")  # type: ignore[untyped-decorator]
+@wrapt.when_imported("transformers")
 def _register(_: Any) -> None:
     """Make transformers' Auto classes know Baichuan, now or when transformers is imported."""
     import_module("baichuan.model.registration").register()

@@ -56,17 +56,20 @@ def local_directory(
             "'baichuan-inc/Baichuan-13B-Chat'. Check the spelling."
         )
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                allow_patterns=list(_WANTED if weights else _TOKENIZER_ONLY),
+        return (
+            Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    cache_dir=None if cache_dir is None else Path(cache_dir),
+                    token=token,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    allow_patterns=list(_WANTED if weights else _TOKENIZER_ONLY),
+                )
             )
-        ) / subfolder
+            / subfolder
+        )
     except GatedRepoError as error:
         raise DownloadError(
             f"The model {name!r} asks for its licence to be accepted on its hub page first."

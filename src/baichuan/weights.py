@@ -72,8 +72,8 @@ class WeightFiles:
         for name, shard in promised.items():
             if name not in held[shard]:
                 raise CheckpointError(
-                    f"{self.directory / shard} lacks the tensor {name} that the index places there: "
-                    "fetch the file again."
+                    f"{self.directory / shard} lacks the tensor {name} that the index places "
+                    "there: fetch the file again."
                 )
         seen: dict[str, str] = {}
         for shard, names in held.items():

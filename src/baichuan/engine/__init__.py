@@ -1,0 +1,1 @@
+"""Caches, sampling, detokenizing and the one decode loop; knows no network."""

@@ -143,7 +143,7 @@ def _keep_top_p(logits: Tensor, top_p: float) -> Tensor:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log-probabilities before temperature and filters: the chosen token's and the likeliest ones'."""
+    """Log-probabilities before temperature and filters: of the chosen and the likeliest tokens."""
 
     chosen: float
     top: tuple[tuple[int, float], ...]

@@ -1,0 +1,1 @@
+"""Configuration, tokenizer, prompt and network."""

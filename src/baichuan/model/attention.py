@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Queries that share one mask. 256 was the fastest of 128..1024 on CPUs and bounds the mask's memory.
+#: Queries that share one mask. 256 was the fastest on CPUs; it bounds the mask's memory.
 QUERY_BLOCK = 256
 #: Up to this many queries a float bias with heads is cheaper than copying all keys to widen them.
 FEW_QUERIES = 16
@@ -92,7 +92,7 @@ def attend(
 def _attend_blocks(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
-    """Attend without bias, `QUERY_BLOCK` queries at a time; each block sees keys up to its own end."""
+    """Attend without bias, `QUERY_BLOCK` queries at a time, to the keys up to each block's end."""
     queries, keys = query.shape[2], key.shape[2]
     if mask is None and queries == keys:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)

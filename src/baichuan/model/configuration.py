@@ -1,4 +1,4 @@
-"""The shape of a Baichuan-1 network: both families, their presets. Knows no tensor and no file layout.
+"""The shape of a Baichuan-1 network: both families, their presets. Knows no tensor and no file.
 
 Source of the fields and numbers: the published `config.json` of Baichuan-13B-Chat and the class
 defaults of Baichuan-7B. Both call themselves `"model_type": "baichuan"`; what tells them apart is
@@ -43,7 +43,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 @strict
-class BaichuanConfig(PreTrainedConfig):
+class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
     """Shape of the network. The defaults are Baichuan-13B's published values.
 
     Args:
@@ -72,6 +72,8 @@ class BaichuanConfig(PreTrainedConfig):
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = False
+    # Lets AutoTokenizer find ours where a directory has no tokenizer_config.json.
+    tokenizer_class: str | None = "BaichuanTokenizer"
 
     def __post_init__(self, **kwargs: Any) -> None:
         # A checkpoint's pointer to its own Python files: we never run them, and saving must not
@@ -92,7 +94,7 @@ class BaichuanConfig(PreTrainedConfig):
         return "rope" if only_7b_name and not architectures else "alibi"
 
     def validate_architecture(self) -> None:
-        """Refuse shapes that no Baichuan-1 network has (called by transformers after `__init__`)."""
+        """Refuse shapes that no Baichuan-1 network has (transformers calls this)."""
         if self.hidden_size % self.num_attention_heads:
             raise UsageError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "

@@ -2,12 +2,12 @@
 
 Pre-norm decoder: x += attention(norm(x)); x += mlp(norm(x)); weight names as published (`W_pack`
 holds q, k and v). Knows nothing of files (pretrained.py), of bits (linears may be swapped from
-outside) or of text (`chat` hands it to prompt.py).
+outside) or of text (chatting.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from baichuan.engine.cache import Batch, Chunk, SequenceCache
 from baichuan.errors import UsageError
 from baichuan.model.attention import attend
+from baichuan.model.chatting import ChatMixin
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.pretrained import BaichuanPreTrainedModel
 from baichuan.model.rotary import rotary_angles, rotate
@@ -230,7 +231,7 @@ def _default_positions(x: Tensor, cache: Cache | Batch | None) -> Tensor:
     return torch.arange(past, past + x.shape[1], device=x.device)[None]
 
 
-class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class BaichuanForCausalLM(ChatMixin, BaichuanPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """The network with its language modelling head; 13B by default, 7B by configuration."""
 
     def __init__(self, config: BaichuanConfig) -> None:

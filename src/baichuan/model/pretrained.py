@@ -16,8 +16,8 @@ import torch
 from transformers import PreTrainedModel
 
 from baichuan.errors import CheckpointError
-from baichuan.model.configuration import BaichuanConfig
 from baichuan.hub import local_directory
+from baichuan.model.configuration import BaichuanConfig
 from baichuan.weights import WeightFiles
 
 #: The 7B's code kept its table of rotary frequencies among the weights; it is computed here.
@@ -37,7 +37,7 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     _keys_to_ignore_on_load_unexpected = [_IGNORED]  # noqa: RUF012
 
     @classmethod
-    def from_pretrained(  # type: ignore[no-untyped-def]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
     ) -> Any:
         """Load as transformers does, but with nothing missing, nothing extra and nothing executed.

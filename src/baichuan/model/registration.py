@@ -9,7 +9,8 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from baichuan.model.configuration import BaichuanConfig
-from baichuan.model.network import BaichuanForCausalLM, BaiChuanForCausalLM, BaichuanModel
+from baichuan.model.network import BaiChuanForCausalLM, BaichuanForCausalLM, BaichuanModel
+from baichuan.model.tokenizer import register_tokenizer
 
 
 def register() -> None:
@@ -19,3 +20,4 @@ def register() -> None:
     # With several classes transformers picks the one that the checkpoint's `architectures` names.
     networks = (BaichuanForCausalLM, BaiChuanForCausalLM)
     AutoModelForCausalLM.register(BaichuanConfig, networks, exist_ok=True)
+    register_tokenizer()

@@ -29,7 +29,7 @@ Hello, how are you today? I am fine, thank you, and you are very welcome here.
 The quick brown fox jumps over the lazy dog while the small bird sings in the tree.
 A language model reads text, one token after another, and says which token comes next.
 Please write a short function that sorts a list of numbers and returns the largest one.
-def reserved(user, assistant): return [word for word in text.split() if word is not None]
+def reserved(user, assistant): return [word_1 for word_1 in text if 2 < len(word_1) > size_2]
 """
 
 

@@ -1,0 +1,90 @@
+"""`model.chat()` as the original README wrote it: a fold over the engine's steps.
+
+Knows the prompt, the engine and a tokenizer; keeps nothing between calls. Whoever wants a
+conversation that prefills only its new tokens passes a cache (chat.py does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from baichuan.engine.cache import DecoderModel, SequenceCache
+from baichuan.engine.loop import Engine, Step
+from baichuan.engine.sampling import SamplingParams
+from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.prompt import Message, encode_chat, input_room
+from baichuan.model.tokenizer import BaichuanTokenizer
+
+
+class ChatMixin:
+    """Adds `chat` to a network that has a configuration and a generation configuration."""
+
+    config: BaichuanConfig
+    generation_config: Any
+
+    def chat(
+        self,
+        tokenizer: BaichuanTokenizer,
+        messages: Sequence[Message],
+        stream: bool = False,
+        generation_config: Any = None,
+        cache: SequenceCache | None = None,
+    ) -> str | Iterator[str]:
+        """Answer the last message.
+
+        Args:
+            tokenizer: the checkpoint's tokenizer.
+            messages: `{"role": "system" | "user" | "assistant", "content": str}`, oldest first; the
+                oldest rounds are dropped, whole, when they no longer fit.
+            stream: give an iterator over the growing answer (the whole text so far, each time).
+            generation_config: used instead of `self.generation_config`.
+            cache: from `self.new_cache()`; keep it over the turns of one conversation, so that
+                each turn computes its new tokens only.
+
+        Raises:
+            PromptError: the messages form no conversation.
+            UsageError: a sampling parameter is not allowed.
+        """
+        steps = self.chat_steps(tokenizer, messages, generation_config, cache)
+        growing = _growing_text(tokenizer, steps)
+        if stream:
+            return growing
+        text = ""
+        for text in growing:  # noqa: B007  (the last one is the answer)
+            pass
+        return text
+
+    def chat_steps(
+        self,
+        tokenizer: BaichuanTokenizer,
+        messages: Sequence[Message],
+        generation_config: Any = None,
+        cache: SequenceCache | None = None,
+        **changes: Any,
+    ) -> Iterator[Step]:
+        """Give the engine's steps of an answer; `changes` replace single sampling parameters."""
+        settings = self.generation_config if generation_config is None else generation_config
+        params = SamplingParams.from_generation_config(settings, **changes)
+        prompt = encode_chat(
+            tokenizer,
+            messages,
+            user_token_id=_role(settings, "user_token_id", 195),
+            assistant_token_id=_role(settings, "assistant_token_id", 196),
+            max_input=input_room(self.config.context_length, params.max_tokens),
+        )
+        engine = Engine(cast(DecoderModel, self), tokenizer.decode)
+        return engine.generate(prompt, params, cache)
+
+
+def _role(settings: Any, name: str, default: int) -> int:
+    given = getattr(settings, name, None)
+    return default if given is None else int(given)
+
+
+def _growing_text(tokenizer: BaichuanTokenizer, steps: Iterator[Step]) -> Iterator[str]:
+    """Yield the answer so far after each token, as the original's streamer did."""
+    ids: list[int] = []
+    for step in steps:
+        ids.append(step.token)
+        yield cast(str, tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,0 +1,38 @@
+"""What all tests share: where reference data lies, and small models of our own."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import baichuan  # registers the classes with transformers
+
+SHARED = Path(os.environ.get("BAICHUAN_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Goldens made by the original code; not part of this repository."""
+    directory = SHARED / "reference"
+    if not directory.is_dir():
+        pytest.skip("needs the reference goldens in ../shared (or $BAICHUAN_SHARED)")
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def one_seed() -> None:
+    torch.manual_seed(0)
+
+
+def tiny_config(**changes):
+    """A network of two layers whose head count is no power of two."""
+    shape = {"vocab_size": 700, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+    return baichuan.BaichuanConfig(**{**shape, "num_attention_heads": 6, **changes})
+
+
+@pytest.fixture(params=["alibi", "rope"])
+def model(request):
+    """A tiny random network of either family, float32."""
+    config = tiny_config(position_embedding=request.param, initializer_range=0.2)
+    return baichuan.BaichuanForCausalLM(config).eval()
