@@ -186,14 +186,12 @@ def test_a_lone_surrogate_is_refused(small: BaichuanTokenizer, method: str) -> N
 
 def test_added_tokens_are_taken_whole_only_by_encode() -> None:
     tokenizer = BaichuanTokenizer.from_pretrained(SMALL)
-    tokenizer.add_tokens(["[工具]"])
-    assert tokenizer.encode("你好[工具]hello") == [
-        *tokenizer.encode("你好"),
-        1000,
-        *tokenizer.encode("hello"),
-    ]
-    assert 1000 not in tokenizer.encode_text("你好[工具]hello")
-    assert tokenizer.decode([1000]) == "[工具]"
+    tokenizer.add_tokens(["[工", "[工具]"])
+    text = "你好[工具]hello"
+    assert tokenizer.encode(text) == [*tokenizer.encode("你好"), 1001, *tokenizer.encode("hello")]
+    assert tokenizer.decode(tokenizer.encode_text(text)) == text
+    assert max(tokenizer.encode_text(text)) < 1000
+    assert tokenizer.decode([1001]) == "[工具]"
 
 
 # What transformers' users expect
