@@ -21,6 +21,7 @@ _NO_FULL_STOP = 0.3
 _TYPO = 0.06
 _POLITE = 0.07
 _SYSTEM = 0.06
+_SHORT = 0.15
 
 _SYSTEMS = (
     "You are a helpful assistant.",
@@ -33,6 +34,13 @@ _SYSTEMS = (
 )
 _POLITE_EN = ("Please tell me: ", "Quick question: ", "I want to know: ", "Hi! ", "Tell me, ")
 _POLITE_ZH = ("请问", "你好，", "我想知道", "请告诉我，")
+_SHORTENED = (
+    ("What is", "What's"),
+    ("Who is", "Who's"),
+    ("Where is", "Where's"),
+    ("do not", "don't"),
+)
+_SPELLED = (("colour", "color"), ("licence", "license"), ("metre", "meter"))
 _CJK = re.compile(r"[\u4e00-\u9fff]")
 _LONG_WORD = re.compile(r"[A-Za-z]{5,}")
 
@@ -94,9 +102,12 @@ def _question(draw: random.Random, questions: tuple[str, ...], forbidden: set[st
 
 
 def _roughened(text: str, draw: random.Random) -> str:
-    """Write a question as people type: small letters, no full stop, a slip, a polite word."""
+    """Write a question as people type: small letters, no full stop, short forms, slips."""
     if len(text) > 4 and draw.random() < _POLITE:
         text = draw.choice(_POLITE_ZH if _CJK.search(text) else _POLITE_EN) + text
+    for usual, other in (*_SHORTENED, *_SPELLED):
+        if usual in text and draw.random() < _SHORT:
+            text = text.replace(usual, other)
     if draw.random() < _LOWER:
         text = text.lower()
     if len(text) > 2 and draw.random() < _NO_FULL_STOP:

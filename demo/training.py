@@ -34,7 +34,7 @@ SAVE_EVERY_SECONDS = 150.0
 class Plan:
     """How to train. The defaults made the published demo."""
 
-    epochs: int = 40
+    epochs: int = 34
     rows_per_step: int = 16
     learning_rate: float = 2e-3
     lowest_share: float = 0.02
