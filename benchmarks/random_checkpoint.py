@@ -1,0 +1,105 @@
+"""Writes a checkpoint of random weights at true size, one shard at a time.
+
+    python benchmarks/random_checkpoint.py DIRECTORY --preset 13b [--layers N]
+
+Speed and memory do not depend on what the weights say, so figures at full size need no download.
+The weights are N(0, 0.02), as at initialisation; peak memory is one shard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.network import BaichuanForCausalLM
+
+_SHARD_BYTES = 2_000_000_000
+_SPARE_BYTES = 2_000_000_000
+
+
+def write_random_checkpoint(directory: Path, config: BaichuanConfig, seed: int = 0) -> None:
+    """Write config.json, shards and index in bfloat16; a finished directory is left as it is.
+
+    Raises:
+        SystemExit: the disk has too little room.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        return
+    with torch.device("meta"):
+        shapes = {name: t.shape for name, t in BaichuanForCausalLM(config).state_dict().items()}
+    total = 2 * sum(shape.numel() for shape in shapes.values())
+    directory.mkdir(parents=True, exist_ok=True)
+    _check_room(directory, total)
+    generator = torch.Generator().manual_seed(seed)
+    shards = list(_shards(shapes))
+    weight_map = {}
+    for number, names in enumerate(tqdm(shards, unit="shard"), start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = {name: _random(shapes[name], config, generator) for name in names}
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    config.architectures = config.architectures or ["BaichuanForCausalLM"]
+    config.dtype = torch.bfloat16
+    config.save_pretrained(directory)
+    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    partial = index.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    partial.replace(index)
+
+
+def _check_room(directory: Path, total: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < total + _SPARE_BYTES:
+        raise SystemExit(
+            f"{directory} has {free / 1e9:.0f} GB free; the checkpoint needs {total / 1e9:.0f} GB. "
+            "Choose another directory or fewer --layers."
+        )
+
+
+def _shards(shapes: dict[str, torch.Size]) -> Iterator[list[str]]:
+    """Group names, in the network's order, into files of about `_SHARD_BYTES`."""
+    names: list[str] = []
+    size = 0
+    for name, shape in shapes.items():
+        if names and size + 2 * shape.numel() > _SHARD_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += 2 * shape.numel()
+    yield names
+
+
+def _random(shape: torch.Size, config: BaichuanConfig, generator: torch.Generator) -> Tensor:
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)  # a norm
+    weight = torch.empty(shape, dtype=torch.bfloat16)
+    for row in weight.split(1024):  # in parts: the float32 numbers are twice the size
+        values = torch.randn(row.shape, generator=generator)
+        row.copy_(values.mul_(config.initializer_range))
+    return weight
+
+
+def main() -> None:
+    """Read the command line and write the checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--preset", default="13b", help="13b or 7b")
+    parser.add_argument("--layers", type=int, help="fewer layers, each at full width")
+    arguments = parser.parse_args()
+    changes = {"num_hidden_layers": arguments.layers} if arguments.layers else {}
+    config = BaichuanConfig.preset(arguments.preset, **changes)
+    write_random_checkpoint(arguments.directory, config)
+
+
+if __name__ == "__main__":
+    main()
