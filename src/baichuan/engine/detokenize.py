@@ -12,43 +12,54 @@ Decode = Callable[[Sequence[int]], str]
 
 #: What decoders put in place of bytes that make no character (yet).
 _REPLACEMENT = "\ufffd"
-#: A character is at most four bytes, hence four byte tokens.
-_LONGEST_CHARACTER = 4
+#: A character has four bytes at most, so one that is unfinished shows as three of these at most.
+_MOST_UNFINISHED = 3
 
 
 class IncrementalDetokenizer:
     """Turns the tokens of one answer into pieces of text that join to `decode(all tokens)`.
 
-    Only the last few tokens are decoded again at each step, so the cost per token is constant.
+    Only what follows the last but one complete piece is decoded again at each step, so the cost per
+    token is constant. A U+FFFD that is really in the text waits for the character behind it.
+
+    Args:
+        decode: tokens to text. More tokens may only add text, or finish a character that showed as
+            U+FFFD until then; the first token may lose a leading space.
     """
 
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
-        self._tokens: list[int] = []
-        # Tokens before `_given` are in the text already given out. Decoding starts at `_context`,
-        # a little earlier, because a token's text depends on its left neighbour (the first token
-        # of a text loses its space).
-        self._context = 0
-        self._given = 0
+        # The window that is decoded at each step: a complete piece, whose only use is that the
+        # next one is not the first and keeps its space, and from `_fresh` on what came after it.
+        self._window: list[int] = []
+        self._fresh = 0
+        self._given = 0  # characters of the window's text that were given out
 
     def push(self, token: int) -> str:
         """Take one more token and give the text that is now certain (perhaps none)."""
-        self._tokens.append(token)
-        known = self._decode(self._tokens[self._context : self._given])
-        text = self._decode(self._tokens[self._context :])
-        if text.endswith(_REPLACEMENT) and len(self._tokens) - self._given < _LONGEST_CHARACTER:
-            return ""
-        return self._advance(known, text)
+        self._window.append(token)
+        text = self._decode(self._window)
+        unfinished = min(len(text) - len(text.rstrip(_REPLACEMENT)), _MOST_UNFINISHED)
+        piece = text[self._given : len(text) - unfinished]
+        self._given += len(piece)
+        if piece and not unfinished:
+            self._advance(text)
+        return piece
 
     def finish(self) -> str:
         """Give what was held back: the answer is over, so an unfinished character stays broken."""
-        known = self._decode(self._tokens[self._context : self._given])
-        return self._advance(known, self._decode(self._tokens[self._context :]))
+        text = self._decode(self._window)
+        piece, self._given = text[self._given :], len(text)
+        return piece
 
-    def _advance(self, known: str, text: str) -> str:
-        if self._given < len(self._tokens):
-            self._context, self._given = self._given, len(self._tokens)
-        return text[len(known) :]
+    def _advance(self, text: str) -> None:
+        """Let the window begin at the newest complete piece."""
+        newest = self._window[self._fresh :]
+        shown = self._decode(newest)
+        # A lone space, or a token without text, would leave its successor the first again.
+        if shown and text.endswith(shown):
+            self._window, self._given = newest, len(shown)
+        self._fresh = len(self._window)
 
 
 class StopStrings:

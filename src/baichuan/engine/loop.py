@@ -159,7 +159,7 @@ class Engine:
             params=params,
             cache=cache,
             cached=cache.reuse(prompt),
-            sampler=Sampler(params),
+            sampler=Sampler(params, prompt),
             detokenizer=IncrementalDetokenizer(self._decode),
             stops=StopStrings(params.stop),
         )
@@ -230,7 +230,7 @@ class Engine:
 
     def _choose(self, sequence: _Sequence, logits: Tensor) -> Step:
         """Sample one token, turn it into text and see whether the answer ends with it."""
-        token, logprobs = sequence.sampler(logits, sequence.prompt + sequence.answer)
+        token, logprobs = sequence.sampler(logits)
         sequence.answer.append(token)
         now = time.perf_counter()
         if len(sequence.answer) == 1:

@@ -6,7 +6,8 @@ top-p, min-p), so the same values mean the same distribution here and there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +16,17 @@ from torch import Tensor
 
 from baichuan.errors import UsageError
 
+_LEAST_TEMPERATURE = 1e-6
+_SEEDS = 2**63
+
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen and when to stop.
 
     Attributes:
-        temperature: divides the logits; 0 takes the likeliest token (greedy).
+        temperature: divides the logits; 0 takes the likeliest token (greedy). Values from 0 to
+            0.000001 are refused: float32 cannot divide by them.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches p; 1 keeps all.
         min_p: drop tokens below this share of the likeliest one's probability; 0 keeps all.
@@ -47,17 +52,34 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.temperature >= 0, "temperature", self.temperature, "0 or more")
-        _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
+        _require(
+            self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < math.inf,
+            "temperature",
+            self.temperature,
+            f"0 (greedy) or a number from {_LEAST_TEMPERATURE:f}",
+        )
+        _require(_whole(self.top_k, 0), "top_k", self.top_k, "0 (off) or a larger whole number")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
         _require(
-            self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0"
+            0 < self.repetition_penalty < math.inf,
+            "repetition_penalty",
+            self.repetition_penalty,
+            "a number above 0",
         )
-        _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
-        _require(all(self.stop), "stop", self.stop, "strings that are not empty")
+        if self.seed is not None:
+            _require(
+                _whole(self.seed, 0, _SEEDS), "seed", self.seed, "a whole number from 0, below 2^63"
+            )
+        _require(_whole(self.max_tokens, 1), "max_tokens", self.max_tokens, "a whole number from 1")
+        _require(
+            _texts(self.stop),
+            "stop",
+            self.stop,
+            "a tuple of strings that are not empty",
+        )
         if self.logprobs is not None:
-            _require(self.logprobs >= 0, "logprobs", self.logprobs, "0 or more")
+            _require(_whole(self.logprobs, 0), "logprobs", self.logprobs, "a whole number from 0")
 
     def changed(self, **changes: Any) -> SamplingParams:
         """Give a copy with some values replaced.
@@ -97,19 +119,23 @@ def _value(config: Any, name: str, default: Any) -> Any:
     return default if value is None else value
 
 
+def _whole(value: object, least: int, below: float = math.inf) -> bool:
+    return isinstance(value, int) and least <= value < below
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(s, str) and s for s in value)
+
+
 def _require(holds: bool, name: str, given: object, allowed: str) -> None:
     if not holds:
         raise UsageError(f"{name} is {given!r}; allowed is {allowed}.")
 
 
-def penalize(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
-    """Apply the repetition penalty to logits [vocabulary] for the token ids in `seen`."""
-    if penalty == 1.0 or not seen:
-        return logits
-    index = torch.tensor(sorted(set(seen)), dtype=torch.long, device=logits.device)
-    scores = logits[index]
-    scores = torch.where(scores < 0, scores * penalty, scores / penalty)
-    return logits.index_put((index,), scores)
+def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Apply the repetition penalty to logits [vocabulary] at the token ids `seen`, int64 [n]."""
+    scores = logits[seen]
+    return logits.index_put((seen,), torch.where(scores < 0, scores * penalty, scores / penalty))
 
 
 def distribution(logits: Tensor, params: SamplingParams) -> Tensor:
@@ -150,34 +176,44 @@ class TokenLogprobs:
 
 
 class Sampler:
-    """The choice of tokens of one sequence: its parameters and its own random numbers.
+    """The choice of tokens of one sequence: parameters, random numbers, the tokens seen so far.
 
     Each sequence draws from its own generator, so a seeded answer does not depend on what else is
     in the batch.
+
+    Args:
+        params: how to choose.
+        prompt: tokens to which the repetition penalty applies from the start.
     """
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(self, params: SamplingParams, prompt: Iterable[int] = ()) -> None:
         self.params = params
+        self._seen = dict.fromkeys(prompt)
+        self._seen_ids = torch.tensor(list(self._seen), dtype=torch.long)
         self._random = torch.Generator()
         if params.seed is None:
             self._random.seed()
         else:
             self._random.manual_seed(params.seed)
 
-    def __call__(self, logits: Tensor, seen: Sequence[int]) -> tuple[int, TokenLogprobs | None]:
-        """Choose the next token.
-
-        Args:
-            logits: float32 [vocabulary].
-            seen: token ids of prompt and answer so far.
-        """
-        penalized = penalize(logits, seen, self.params.repetition_penalty)
+    def __call__(self, logits: Tensor) -> tuple[int, TokenLogprobs | None]:
+        """Choose the next token from logits, float32 [vocabulary]."""
+        penalized = logits
+        if self.params.repetition_penalty != 1.0:
+            self._seen_ids = self._seen_ids.to(logits.device)
+            penalized = penalize(logits, self._seen_ids, self.params.repetition_penalty)
         if self.params.temperature == 0:
             token = int(penalized.argmax())
         else:
             probabilities = distribution(penalized, self.params).cpu()
             token = int(torch.multinomial(probabilities, 1, generator=self._random))
+        self._remember(token)
         return token, self._logprobs(logits, token)
+
+    def _remember(self, token: int) -> None:
+        if token not in self._seen:
+            self._seen[token] = None
+            self._seen_ids = torch.cat([self._seen_ids, self._seen_ids.new_tensor([token])])
 
     def _logprobs(self, logits: Tensor, token: int) -> TokenLogprobs | None:
         if self.params.logprobs is None:

@@ -5,7 +5,9 @@ key j. Softmax does not see what is constant along a row, so `slope[h] * (j - c)
 result for any c, and this bias depends on the key alone. Two ways to hand such a bias to a fused
 kernel without a [heads, L, L] tensor:
 
-- Few queries (decoding): a float mask [heads, queries, keys], which is small then.
+- Few queries (decoding): a float mask [heads, queries, keys], which is small then. CPUs take it in
+  float32; GPU kernels want the query's dtype, and the mask is 0 at the newest key, so what it
+  rounds most is what counts least.
 - Many queries: extra channels. If the key carries its index j in a channel in which the query
   carries slope[h], the dot product adds the bias by itself. Indices and slopes are split into
   parts that bfloat16 and float16 hold exactly, so the bias is as exact as in float32.
@@ -22,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from baichuan.errors import UsageError
+
 #: Queries that share one mask. 256 was the fastest on CPUs; it bounds the mask's memory.
 QUERY_BLOCK = 256
 #: Up to this many queries a float bias with heads is cheaper than copying all keys to widen them.
@@ -30,6 +34,8 @@ FEW_QUERIES = 16
 BIAS_CHANNELS = 8
 _SLOPE_PARTS = 3
 _INDEX_BASE = 256
+#: Farthest key that two digits of base 256 reach when each has the 8 bits of bfloat16.
+_FARTHEST_KEY = 255 * _INDEX_BASE
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -67,6 +73,10 @@ def attend(
     Returns:
         [batch, heads, queries, head_dim] in the dtype of `query`. Rows of padding are finite and
         without meaning.
+
+    Raises:
+        UsageError: ALiBi, more than `FEW_QUERIES` queries, and a key so far away that bfloat16 or
+            float16 cannot hold its distance (65,280 and more).
     """
     queries, keys = query.shape[2], key.shape[2]
     scale = 1.0 / math.sqrt(query.shape[3])
@@ -116,7 +126,7 @@ def _attend_blocks(
 def _visible(mask: Tensor | None, rows: slice, past: int, device: torch.device) -> Tensor:
     """Which keys the new positions `rows` see: boolean [batch or 1, 1, rows, past + rows.stop].
 
-    Each query sees itself, padding too: a row with nothing visible would be NaN.
+    A query that sees nothing (padding) sees itself instead: its row would be NaN.
     """
     seen = past + rows.stop
     here = torch.arange(past + rows.start, seen, device=device)[:, None]
@@ -130,17 +140,19 @@ def _visible(mask: Tensor | None, rows: slice, past: int, device: torch.device) 
         segment = mask[:, past + rows.start : seen, None]
         other = mask[:, None, :seen]
         allowed = (segment == other) & (other > 0)
-    return ((allowed & causal) | (there == here))[:, None]
+    allowed = allowed & causal
+    nothing = ~allowed.any(dim=2, keepdim=True)
+    return (allowed | (nothing & (there == here)))[:, None]
 
 
 def _bias(query: Tensor, keys: int, visible: Tensor | None) -> Tensor:
-    """ALiBi as a float32 mask [batch or 1, heads, queries or 1, keys]; 0 at the newest key."""
+    """ALiBi as a float mask [batch or 1, heads, queries or 1, keys]; 0 at the newest key."""
     slopes = _slopes_on(query.shape[1], query.device)
     index = torch.arange(1 - keys, 1, dtype=torch.float32, device=query.device)
     bias = (slopes[:, None] * index)[None, :, None, :]
-    if visible is None:
-        return bias
-    return bias.masked_fill(~visible, float("-inf"))
+    if visible is not None:
+        bias = bias.masked_fill(~visible, float("-inf"))
+    return bias if query.device.type == "cpu" else bias.to(query.dtype)
 
 
 def _slope_channels(query: Tensor, scale: float) -> Tensor:
@@ -164,6 +176,12 @@ def _index_channels(keys: int, origin: int, key: Tensor) -> Tensor:
 
     Multiples of 256 up to 65,280 and digits below 256 are exact in bfloat16 and float16.
     """
+    if origin > _FARTHEST_KEY and key.element_size() < 4:
+        dtype = str(key.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"A sequence of {keys:,} tokens is too long for {dtype}, "
+            f"which holds ALiBi's distances up to {_FARTHEST_KEY:,}; shorten it or use float32."
+        )
     index = torch.arange(keys, device=key.device) - origin
     low = index.remainder(_INDEX_BASE)
     pair = torch.stack([index - low, low], dim=1).to(key.dtype)

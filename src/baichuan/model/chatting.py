@@ -7,9 +7,11 @@ conversation that prefills only its new tokens passes a cache (chat.py does).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 from baichuan.engine.cache import DecoderModel, SequenceCache
+from baichuan.engine.detokenize import Decode
 from baichuan.engine.loop import Engine, Step
 from baichuan.engine.sampling import SamplingParams
 from baichuan.model.configuration import BaichuanConfig
@@ -73,7 +75,8 @@ class ChatMixin:
             assistant_token_id=_role(settings, "assistant_token_id", 196),
             max_input=input_room(self.config.context_length, params.max_tokens),
         )
-        engine = Engine(cast(DecoderModel, self), tokenizer.decode)
+        decode = partial(tokenizer.decode, skip_special_tokens=True)
+        engine = Engine(cast(DecoderModel, self), cast(Decode, decode))
         return engine.generate(prompt, params, cache)
 
 

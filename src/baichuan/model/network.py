@@ -176,7 +176,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
-        mask = _needed_mask(attention_mask)
+        mask = _needed_mask(attention_mask, _held(past_key_values) + x.shape[1])
         rotary = self._rotary(x, position_ids, past_key_values)
         hidden = [x]
         for layer in self.layers:
@@ -195,7 +195,14 @@ class BaichuanModel(BaichuanPreTrainedModel):
             raise UsageError("Give either input_ids or inputs_embeds: both or none were given.")
         if inputs_embeds is not None:
             return inputs_embeds
-        return cast(Tensor, self.embed_tokens(input_ids))
+        try:
+            return cast(Tensor, self.embed_tokens(input_ids))
+        except IndexError as error:  # on GPUs the kernel stops instead
+            assert input_ids is not None
+            raise UsageError(
+                f"input_ids go from {int(input_ids.min())} to {int(input_ids.max())}; allowed are "
+                f"0 to {self.config.vocab_size - 1}. Is this another model's tokenizer?"
+            ) from error
 
     def _rotary(
         self, x: Tensor, position_ids: Tensor | None, cache: Cache | Batch | None
@@ -207,16 +214,23 @@ class BaichuanModel(BaichuanPreTrainedModel):
         return rotary_angles(position_ids, self.config.head_dim)
 
 
-def _needed_mask(mask: Tensor | None) -> Tensor | None:
+def _needed_mask(mask: Tensor | None, keys: int) -> Tensor | None:
     """Drop a mask that hides nothing, so that attention may take its unmasked path."""
-    if mask is None or bool((mask == 1).all()):
+    if mask is None:
         return None
-    if mask.ndim not in (2, 3):
+    if mask.ndim not in (2, 3) or mask.shape[-1] != keys:
         raise UsageError(
-            f"attention_mask has shape {tuple(mask.shape)}; allowed are [batch, keys] with segment "
-            "numbers (0 = padding) and [batch, positions, keys] with 1 = visible."
+            f"attention_mask has shape {list(mask.shape)}; allowed are [batch, keys] with segment "
+            "numbers (0 = padding) and [batch, positions, keys] with 1 = visible, where keys "
+            f"counts what the cache holds and the new positions: {keys} here."
         )
-    return mask
+    # Waits for a GPU once per pass, not per layer: cheaper than masking every layer in vain.
+    return None if bool((mask == 1).all()) else mask
+
+
+def _held(cache: Cache | Batch | None) -> int:
+    """Positions that a transformers cache holds; chunks carry no mask, so theirs do not matter."""
+    return 0 if cache is None or isinstance(cache, Batch) else int(cache.get_seq_length())
 
 
 def _default_positions(x: Tensor, cache: Cache | Batch | None) -> Tensor:
@@ -227,7 +241,7 @@ def _default_positions(x: Tensor, cache: Cache | Batch | None) -> Tensor:
             for chunk in cache.chunks
         ]
         return torch.cat(spans)[None].to(x.device)
-    past = 0 if cache is None else int(cache.get_seq_length())
+    past = _held(cache)
     return torch.arange(past, past + x.shape[1], device=x.device)[None]
 
 
@@ -288,6 +302,11 @@ class BaichuanForCausalLM(ChatMixin, BaichuanPreTrainedModel, GenerationMixin): 
         )
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return result if as_dict else cast("tuple[Any, ...]", result.to_tuple())
+
+    @staticmethod
+    def create_masks_for_generate(*_: Any, attention_mask: Tensor | None, **__: Any) -> Any:
+        """Keep the [batch, keys] mask (`generate` would make [batch, 1, positions, buffer])."""
+        return attention_mask
 
     def new_cache(self) -> SequenceCache:
         """Give an empty cache for one sequence."""
