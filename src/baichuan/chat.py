@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from baichuan.engine.loop import Step
+from baichuan.engine.sampling import SamplingParams
 from baichuan.errors import PromptError
 from baichuan.model.network import BaichuanForCausalLM
-from baichuan.model.prompt import Message
+from baichuan.model.prompt import Message, Role, input_room
 from baichuan.model.tokenizer import BaichuanTokenizer
 
 
 class Conversation:
     """Messages with one model, answered as a stream; each turn computes its new tokens only.
+
+    An answer enters `messages`, with its question, when its stream ends: at its last token, at an
+    error, or when the stream is closed early, with what was said so far. Where nothing was said,
+    the messages stay as they were.
 
     Attributes:
         messages: user and assistant turns, oldest first; change them freely between turns.
@@ -38,69 +44,146 @@ class Conversation:
         self._tokenizer = tokenizer
         self._cache = model.new_cache()
         self.system = system
-        self.settings = settings
+        self.settings: dict[str, Any] = {}
         self.messages: list[Message] = []
+        self.change(**settings)
+
+    @property
+    def parameters(self) -> SamplingParams:
+        """The checkpoint's sampling parameters with `settings` put over them."""
+        return SamplingParams.from_generation_config(self._model.generation_config, **self.settings)
+
+    def change(self, **settings: Any) -> None:
+        """Replace sampling parameters from the next answer on.
+
+        Raises:
+            UsageError: a name that is no parameter, a value that is not allowed, or more
+                `max_tokens` than the context holds; then nothing is changed.
+        """
+        new = {**self.settings, **settings}
+        params = SamplingParams.from_generation_config(self._model.generation_config, **new)
+        if "max_tokens" in settings:
+            input_room(self._model.config.context_length, params.max_tokens)
+        self.settings = new
 
     def say(self, text: str) -> Iterator[Step]:
         """Send a message and stream the answer; stopping early keeps what was said so far."""
-        self.messages.append({"role": "user", "content": text})
-        yield from self._answer()
+        return self._answer([*self.messages, {"role": "user", "content": text}])
 
     def retry(self) -> Iterator[Step]:
-        """Answer the last message once more.
+        """Answer the last message once more; the old answer stays until the new one has begun.
 
         Raises:
             PromptError: nothing was said yet.
         """
-        if self.messages and self.messages[-1]["role"] == "assistant":
-            self.messages.pop()
-        if not self.messages:
+        asked = list(self.messages)
+        while asked and asked[-1]["role"] == "assistant":
+            asked.pop()
+        if not asked:
             raise PromptError("There is nothing to answer again: say something first.")
-        yield from self._answer()
+        return self._answer(asked)
 
     def undo(self) -> bool:
         """Take back the last message and its answer; say whether there was one."""
-        while self.messages and self.messages.pop()["role"] != "user":
-            pass
-        return bool(self.messages)
+        roles = [message["role"] for message in self.messages]
+        if "user" not in roles:
+            return False
+        del self.messages[len(roles) - 1 - roles[::-1].index("user") :]
+        return True
 
     def clear(self) -> None:
         """Forget all messages; the system text stays."""
         self.messages.clear()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write system text and messages as JSON, whole or not at all."""
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        content = {"system": self.system, "messages": self.messages}
-        partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", "utf-8")
-        partial.replace(target)
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Read what `save` wrote.
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write system text and messages as JSON, whole or not at all; give the file's path.
 
         Raises:
-            PromptError: the file cannot be read or holds no conversation.
+            PromptError: the file cannot be written, or exists and holds something else.
         """
+        target = Path(path).expanduser().resolve()
+        if target.exists():
+            _read(target, advice="it is not overwritten; choose another name")
+        content = {"system": self.system, "messages": self.messages}
         try:
-            content = json.loads(Path(path).read_text("utf-8"))
-            system, messages = content["system"], content["messages"]
-            turns = [{"role": m["role"], "content": m["content"]} for m in messages]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PromptError(f"{path} is no saved conversation ({error!r}).") from error
-        self.system, self.messages = system, turns  # type: ignore[assignment]
+            _write_atomically(target, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        except OSError as error:
+            raise PromptError(f"{target} cannot be written ({error.strerror}).") from error
+        return target
 
-    def _answer(self) -> Iterator[Step]:
+    def load(self, path: str | os.PathLike[str]) -> Path:
+        """Read what `save` wrote in place of system text and messages; give the file's path.
+
+        Raises:
+            PromptError: the file cannot be read or holds no conversation; nothing is changed.
+        """
+        source = Path(path).expanduser()
+        self.system, self.messages = _read(source, advice="the present conversation is kept")
+        return source
+
+    def _answer(self, asked: list[Message]) -> Iterator[Step]:
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         steps = self._model.chat_steps(
-            self._tokenizer, [*system, *self.messages], cache=self._cache, **self.settings
+            self._tokenizer, [*system, *asked], cache=self._cache, **self.settings
         )
-        text = ""
+        text, complete = "", False
         try:
             for step in steps:
-                text += step.text
+                text, complete = text + step.text, step.finish_reason is not None
                 yield step
         finally:
+            # A complete answer may be empty: the model ended at once.
+            if text or complete:
+                self.messages = [*asked, {"role": "assistant", "content": text}]
             steps.close()  # type: ignore[attr-defined]
-            if text:
-                self.messages.append({"role": "assistant", "content": text})
+
+
+def _write_atomically(target: Path, text: str) -> None:
+    """Write a temporary file beside the target and rename it; on failure nothing is left."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        if target.exists():
+            partial.chmod(target.stat().st_mode)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(path: Path, advice: str) -> tuple[str | None, list[Message]]:
+    """Read and check a saved conversation: its system text and its messages."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        return _checked(content)
+    except OSError as error:
+        raise PromptError(f"{path} cannot be read ({error.strerror}); {advice}.") from error
+    except (ValueError, RecursionError) as error:
+        reason = "it is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise PromptError(f"{path} is no saved conversation ({reason}); {advice}.") from error
+
+
+def _checked(content: object) -> tuple[str | None, list[Message]]:
+    """Give system text and messages; a ValueError says what is wrong with them."""
+    if not isinstance(content, dict) or not isinstance(content.get("messages"), list):
+        raise ValueError("it has no list of 'messages'")
+    system = content.get("system")
+    if system is not None:
+        _check_text("the system text", system)
+    messages: list[Message] = []
+    for number, message in enumerate(content["messages"]):
+        if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
+            raise ValueError(f"messages[{number}] is not from 'user' or 'assistant'")
+        _check_text(f"the content of messages[{number}]", message.get("content"))
+        messages.append({"role": cast(Role, message["role"]), "content": message["content"]})
+    return system, messages
+
+
+def _check_text(what: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{what} is no text")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} holds half a character") from error

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from baichuan.checkpoint.load import load
-from baichuan.engine.loop import Engine
-from baichuan.engine.sampling import SamplingParams
+from baichuan.cli.language import local
+from baichuan.cli.loading import load_model
 from baichuan.errors import UsageError
-from baichuan.model.prompt import Message
 
 
 def run_generate(
@@ -20,24 +18,60 @@ def run_generate(
     settings: dict[str, Any],
     **where: Any,
 ) -> None:
-    """Stream the answer to stdout; Ctrl+C ends it cleanly with exit code 130."""
-    if prompt is None or prompt == "-":
-        prompt = sys.stdin.read()
+    """Stream the answer to stdout and a line break behind it.
+
+    Args:
+        name: the checkpoint, or None for the demo.
+        prompt: the question; None or `-` reads standard input to its end.
+        system: text put before it.
+        raw: continue the prompt as it stands, without the chat format.
+        settings: sampling parameters that replace the checkpoint's.
+        where: `dtype` and `device`.
+
+    Raises:
+        UsageError: an empty prompt, one that is not UTF-8, or `system` with `raw`.
+    """
+    if raw and system:
+        raise UsageError("--raw has no chat format to hold a --system text; leave one of them out.")
+    prompt = _read_all() if prompt is None or prompt == "-" else _checked(prompt)
     if not prompt.strip():
         raise UsageError("The prompt is empty; give one with -p TEXT or on standard input.")
-    model, tokenizer = load(name, **where)
+    if system:
+        _checked(system)
+    model, tokenizer = load_model(name, **where)
     if raw:
+        from baichuan.engine.loop import Engine
+        from baichuan.engine.sampling import SamplingParams
+
         params = SamplingParams.from_generation_config(model.generation_config, **settings)
         steps = Engine(model, tokenizer.decode).generate(tokenizer.encode(prompt), params)
     else:
-        messages: list[Message] = [{"role": "user", "content": prompt}]
-        if system:
-            messages.insert(0, {"role": "system", "content": system})
-        steps = model.chat_steps(tokenizer, messages, **settings)
+        from baichuan.chat import Conversation
+
+        steps = Conversation(model, tokenizer, system, **settings).say(prompt)
+    from baichuan.cli.markdown import visible
+
+    clean = visible if sys.stdout.isatty() else str
+    for step in steps:
+        print(clean(step.text), end="", flush=True)
+    print(flush=True)
+
+
+def _read_all() -> str:
+    """Read standard input to its end, as UTF-8 with or without a byte order mark."""
+    if sys.stdin.isatty():
+        note = local("Type the prompt; Ctrl+D ends it.", "请输入提示，按 Ctrl+D 结束。")
+        print(note, file=sys.stderr)
     try:
-        for step in steps:
-            print(step.text, end="", flush=True)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    finally:
-        print(flush=True)
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"Standard input is not UTF-8 ({error}); convert it first.") from error
+
+
+def _checked(argument: str) -> str:
+    """Refuse what the shell passed as bytes that are no text."""
+    try:
+        argument.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError("The text given is not UTF-8; convert it first.") from error
+    return argument

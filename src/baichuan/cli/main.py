@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
 import typer
 
 from baichuan.errors import BaichuanError
+from baichuan.version import __version__
 
 app = typer.Typer(
     name="baichuan",
@@ -15,17 +17,39 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Model = Annotated[
     str | None,
-    typer.Argument(help="Directory or hub name of a checkpoint; the demo model if not given."),
+    typer.Argument(
+        help="Directory or hub name of a checkpoint; the small demo model if not given.",
+        show_default=False,
+    ),
 ]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own by default.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, auto, ...; chosen if not given.")]
 System = Annotated[str | None, typer.Option(help="System text put before the conversation.")]
+#: torch's generators take 64 bits.
+Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.", min=0, max=2**63 - 1)]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"baichuan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -35,7 +59,11 @@ def chat(
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
-    """Talk to a model in the terminal (/help shows what can be typed)."""
+    """Talk to a model in the terminal (/help shows what can be typed).
+
+    Piped input is taken line by line, as if it were typed; triple quotes enclose a message of
+    several lines.
+    """
     from baichuan.cli.chat import run_chat
 
     run_chat(model, system=system, dtype=dtype, device=device)
@@ -49,18 +77,34 @@ def generate(
     ] = None,
     system: System = None,
     raw: Annotated[
-        bool, typer.Option(help="Continue the text as it stands, without the chat format.")
+        bool, typer.Option("--raw", help="Continue the text as it stands, without the chat format.")
     ] = False,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from this share of probability.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest; 0: all.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1 is off.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be given several times.")
+    ] = None,
+    seed: Seed = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
     """Answer one prompt: the text goes to stdout, everything else to stderr."""
     from baichuan.cli.generate import run_generate
 
-    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    given = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+        "stop": tuple(stop) if stop else None,
+        "seed": seed,
+    }
     settings = {name: value for name, value in given.items() if value is not None}
     run_generate(model, prompt, system, raw, settings, dtype=dtype, device=device)
 
@@ -75,11 +119,17 @@ def info(model: Model = None) -> None:
 
 def main() -> None:
     """Run the command line; an error that a user can mend is a sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # An answer may hold characters that a legacy encoding lacks; that must not end it.
+            stream.reconfigure(errors="replace")
     try:
         app()
     except BaichuanError as error:
         print(f"baichuan: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

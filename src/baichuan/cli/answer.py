@@ -1,0 +1,189 @@
+"""Printing an answer while it arrives.
+
+What is finished is printed for good and scrolls with the terminal; only the unfinished tail is
+redrawn in place, and it never grows taller than the screen. So the answer is on the screen, and in
+the scroll-back, exactly once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+
+from markdown_it.token import Token
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.segment import Segment
+
+from baichuan.cli.language import local
+from baichuan.cli.markdown import AnswerMarkdown, parse, visible
+from baichuan.engine.loop import Step
+
+#: Seconds between two drawings, at least.
+_INTERVAL = 1 / 12
+#: Drawing may take this share of the time, so that it hardly slows the model.
+_SHARE = 0.1
+#: Rows below the tail: the cursor's own and one to breathe.
+_SPARE_ROWS = 2
+#: Characters that may still turn out to be markup when its other half arrives.
+_HALF_MARKUP = frozenset("*_`~[]<>!|\\&")
+
+Line = list[Segment]
+
+
+def print_answer(console: Console, steps: Iterable[Step], stream: bool) -> Step | None:
+    """Show an answer, as it arrives or (`stream` false) when it is whole; give its last step.
+
+    On a terminal it is drawn as markdown; elsewhere it is plain text as the model wrote it.
+    """
+    if not console.is_terminal or console.is_dumb_terminal:
+        return _print_plain(console, steps)
+    printer = AnswerPrinter(console)
+    text, last = "", None
+    waiting = console.status(local("thinking", "思考中"))
+    waiting.start()
+    try:
+        for step in steps:
+            text, last = text + step.text, step
+            if stream and text.strip():
+                waiting.stop()
+                printer.show(text)
+    finally:
+        waiting.stop()
+        printer.finish(text)
+    return last
+
+
+def _print_plain(console: Console, steps: Iterable[Step]) -> Step | None:
+    last = None
+    clean = visible if console.is_terminal else str
+    for step in steps:
+        last = step
+        sys.stdout.write(clean(step.text))
+        sys.stdout.flush()
+    if last is not None:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    return last
+
+
+def finished_lines(source: str) -> int:
+    """Count the leading lines of `source` that belong to blocks which no further text can change.
+
+    A top-level block (paragraph, list, fenced code, ...) is finished when the next one has begun.
+    """
+    complete = source[: source.rfind("\n") + 1]  # an unfinished line may yet become anything
+    starts = [token.map[0] for token in parse(complete) if token.level == 0 and token.map]
+    return max(starts, default=0)
+
+
+class _Lines:
+    """Rendered lines as a renderable."""
+
+    def __init__(self, lines: list[Line]) -> None:
+        self._lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in self._lines:
+            yield from line
+            yield Segment.line()
+
+
+class AnswerPrinter:
+    """Draws one growing markdown text on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        # The width of the beginning holds for the whole answer: printed lines cannot be rewrapped.
+        self._options = console.options.update(height=None)
+        self._live: Live | None = None
+        self._taken = 0  # characters of the text whose blocks are finished and printed
+        self._printed = 0  # lines of the unfinished rest that are printed already
+        self._next_drawing = 0.0
+
+    def show(self, text: str) -> None:
+        """Draw the text so far, unless that was done a moment ago."""
+        began = time.monotonic()
+        if began < self._next_drawing:
+            return
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._draw(visible(text))
+        ended = time.monotonic()
+        self._next_drawing = ended + max(_INTERVAL, (ended - began) / _SHARE)
+
+    def finish(self, text: str) -> None:
+        """Print what is not printed yet and give the screen back."""
+        rest = self._render(visible(text)[self._taken :])[self._printed :]
+        if self._live is not None:
+            self._live.update(_Lines([]))
+            self._live.stop()
+            self._live = None
+        self._print(rest)
+
+    def _draw(self, text: str) -> None:
+        assert self._live is not None, "show() starts it"
+        printable: list[Line] = []
+        rest = text[self._taken :]
+        count = finished_lines(rest)
+        if count:
+            block = _first_lines(rest, count)
+            printable += self._render(block)[self._printed :]
+            self._taken, self._printed = self._taken + len(block), 0
+            rest = text[self._taken :]
+        lines = self._render(rest)
+        room = max(self._console.size.height - _SPARE_ROWS, 1)
+        settled = min(self._settled_lines(rest, lines), len(lines) - room)
+        if settled > self._printed:
+            printable += lines[self._printed : settled]
+            self._printed = settled
+        self._live.update(_Lines(lines[self._printed :][-room:]))
+        self._print(printable)  # draws the live lines below it, too
+        if not printable:
+            self._live.refresh()
+
+    def _print(self, lines: list[Line]) -> None:
+        if lines:
+            self._console.print(_Lines(lines), end="")
+
+    def _render(self, source: str) -> list[Line]:
+        """Render markdown to lines without blank ones around, one blank before all but the first.
+
+        The blank line parts it from the blocks that are printed already.
+        """
+        lines = self._console.render_lines(AnswerMarkdown(source), self._options, pad=False)
+        while lines and _blank(lines[-1]):
+            lines.pop()
+        while lines and _blank(lines[0]):
+            lines.pop(0)
+        return [[], *lines] if lines and self._taken else lines
+
+    def _settled_lines(self, source: str, lines: list[Line]) -> int:
+        """Count the leading lines of an unfinished block that further text cannot change."""
+        tokens = parse(source)
+        kind = tokens[0].type if tokens else ""
+        if kind in ("fence", "code_block"):
+            return len(lines) - 2
+        if kind in ("bullet_list_open", "ordered_list_open"):
+            return len(self._render(_first_lines(source, _last_item(tokens))))
+        if kind in ("paragraph_open", "blockquote_open"):
+            texts = ["".join(segment.text for segment in line) for line in lines[:-2]]
+            doubtful = (n for n, text in enumerate(texts) if _HALF_MARKUP.intersection(text))
+            return next(doubtful, len(texts))
+        return 0  # a table's columns may still change their widths
+
+
+def _first_lines(source: str, count: int) -> str:
+    return "".join(f"{line}\n" for line in source.split("\n")[:count])
+
+
+def _last_item(tokens: list[Token]) -> int:
+    """Give the source line at which the last item of the list that `tokens` begin with starts."""
+    items = [t.map[0] for t in tokens if t.type == "list_item_open" and t.level == 1 and t.map]
+    return items[-1]
+
+
+def _blank(line: Line) -> bool:
+    return not any(segment.text.strip() for segment in line)

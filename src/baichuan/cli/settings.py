@@ -1,0 +1,98 @@
+"""What /set understands: names, and values typed by a person."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from typing import Any
+
+from baichuan.cli.language import local
+from baichuan.errors import UsageError
+
+_WHOLE = ("top_k", "max_tokens", "seed")
+_FRACTIONAL = ("temperature", "top_p", "min_p", "repetition_penalty")
+#: Everything that /set can set.
+NAMES = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "max_tokens",
+    "seed",
+    "stop",
+)
+
+#: torch's generators take 64 bits.
+_LARGEST_SEED = 2**63 - 1
+
+
+def parse_setting(name: str, value: str) -> Any:
+    """Turn a typed value into what `SamplingParams` takes.
+
+    Raises:
+        UsageError: a name that there is not, or a value of the wrong kind.
+    """
+    if name in _WHOLE:
+        return _whole(name, value)
+    if name in _FRACTIONAL:
+        return _fractional(name, value)
+    if name == "stop":
+        return _strings(value)
+    raise UsageError(
+        local(
+            f"There is no setting {name!r}; there are {', '.join(NAMES)}.",
+            f"没有名为 {name!r} 的参数；可用的有 {', '.join(NAMES)}。",
+        )
+    )
+
+
+def _whole(name: str, value: str) -> int:
+    try:
+        number = int(value)
+    except ValueError as error:
+        raise UsageError(
+            local(
+                f"{name} is {value!r}; it must be a whole number, for example: /set {name} 40",
+                f"{name} 不能是 {value!r}，须为整数，例如：/set {name} 40",
+            )
+        ) from error
+    if name == "seed" and not 0 <= number <= _LARGEST_SEED:
+        raise UsageError(
+            local(
+                f"seed is {number}; allowed is 0 to {_LARGEST_SEED}.",
+                f"seed 不能是 {number}；允许 0 到 {_LARGEST_SEED}。",
+            )
+        )
+    return number
+
+
+def _fractional(name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(
+            local(
+                f"{name} is {value!r}; it must be a number, for example: /set {name} 0.85",
+                f"{name} 不能是 {value!r}，须为数字，例如：/set {name} 0.85",
+            )
+        )
+    return number
+
+
+def _strings(value: str) -> tuple[str, ...]:
+    r"""Split as a shell would; `\n` and `\t` stand for a line break and a tab."""
+    lexer = shlex.shlex(value, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
+    try:
+        words = list(lexer)
+    except ValueError as error:
+        raise UsageError(
+            local(
+                f"A quotation mark in {value!r} has no partner; try: /set stop END '\\n\\n'",
+                f"{value!r} 中的引号不成对；例如：/set stop END '\\n\\n'",
+            )
+        ) from error
+    return tuple(word.replace("\\n", "\n").replace("\\t", "\t") for word in words)
