@@ -36,3 +36,13 @@ def model(request):
     """A tiny random network of either family, float32."""
     config = tiny_config(position_embedding=request.param, initializer_range=0.2)
     return baichuan.BaichuanForCausalLM(config).eval()
+
+
+class CreatesFile:
+    """Malice: whoever unpickles it without care creates a file (opening is harmless, and shows)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of its httpx
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -19,8 +20,9 @@ from huggingface_hub.errors import (
 from baichuan.errors import CheckpointError, DownloadError
 
 #: Everything a model needs; no Python file is ever fetched.
-_WANTED = ("*.json", "*.model", "*.safetensors", "pytorch_model*.bin")
-_TOKENIZER_ONLY = ("*.json", "*.model")
+_WANTED = ("*.json", "*.model", "model*.safetensors")
+#: Fetched only where the repository has no safetensors.
+_PICKLES = "pytorch_model*.bin"
 
 
 def local_directory(
@@ -32,13 +34,12 @@ def local_directory(
     force_download: bool = False,
     local_files_only: bool = False,
     subfolder: str = "",
-    weights: bool = True,
-    **_: Any,
 ) -> Path:
     """Give the directory of a model, fetching it from the hub where it is not a path.
 
-    Downloads show progress, resume after an interruption, and obey `HF_HUB_OFFLINE`; the arguments
-    are those of transformers' `from_pretrained`, of which others are ignored.
+    Downloads show progress, resume after an interruption, and obey `HF_HUB_OFFLINE`; where a
+    repository holds the weights as safetensors and as pickles, the pickles are not fetched. The
+    arguments are those of transformers' `from_pretrained`.
 
     Raises:
         CheckpointError: a path that is no directory.
@@ -55,32 +56,45 @@ def local_directory(
             f"{name} is neither a directory on this machine nor a hub name like "
             "'baichuan-inc/Baichuan-13B-Chat'. Check the spelling."
         )
-    try:
-        return (
-            Path(
-                snapshot_download(
-                    name,
-                    revision=revision,
-                    cache_dir=None if cache_dir is None else Path(cache_dir),
-                    token=token,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    allow_patterns=list(_WANTED if weights else _TOKENIZER_ONLY),
-                )
-            )
-            / subfolder
+
+    def fetch(*patterns: str) -> Path:
+        prefix = f"{subfolder}/" if subfolder else ""
+        root = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            token=token,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            allow_patterns=[prefix + pattern for pattern in patterns],
         )
-    except GatedRepoError as error:
-        raise DownloadError(
-            f"The model {name!r} asks for its licence to be accepted on its hub page first."
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise DownloadError(
+        return Path(root) / subfolder
+
+    try:
+        directory = fetch(*_WANTED)
+        if not any(directory.glob("model*.safetensors")):
+            directory = fetch(_PICKLES)
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise DownloadError(_sentence(name, revision, error)) from error
+    return directory
+
+
+def _sentence(name: str, revision: str | None, error: Exception) -> str:
+    """Say why a model could not be fetched, and what to do."""
+    if isinstance(error, GatedRepoError):
+        return f"The model {name!r} asks for its licence to be accepted on its hub page first."
+    if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)):
+        return (
             f"The hub has no model {name!r}{f' at revision {revision!r}' if revision else ''}, "
-            "or it is private: check the spelling, or log in with `hf auth login`."
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise DownloadError(
-            f"The model {name!r} is not on this machine and the hub cannot be reached (no network, "
-            "or HF_HUB_OFFLINE is set). Connect, or give the directory of a downloaded checkpoint."
-        ) from error
+            "or it is private, and there is no directory of this name: check the spelling, or log "
+            "in with `hf auth login`."
+        )
+    offline = (LocalEntryNotFoundError, OfflineModeIsEnabled)
+    if isinstance(error, offline) or not isinstance(error, (OSError, HfHubHTTPError)):
+        return (
+            f"The model {name!r} is not on this machine, or only in part, and the hub cannot be "
+            "reached (no network, or HF_HUB_OFFLINE is set). Connect, or give the directory of a "
+            "downloaded checkpoint."
+        )
+    why = (str(error) or type(error).__name__).splitlines()[0]
+    return f"The model {name!r} could not be fetched: {why}. What is here already will be kept."

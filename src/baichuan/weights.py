@@ -1,14 +1,15 @@
 """Reading weight files: every published layout as one lazy table of named tensors.
 
-Knows safetensors, PyTorch's zip pickles and shard indices; knows no network. Nothing is read but
-headers until a tensor is asked for, so the peak memory of a pass over all tensors is one tensor.
-Pickles are opened with `weights_only=True` alone: a file that would run code is refused.
+Knows safetensors, PyTorch's pickles and shard indices; knows no network. Nothing is read but
+headers until a tensor is asked for, so the peak memory of a pass over all tensors is one tensor
+(one file for pickles in the format before torch 1.6, which cannot be mapped). Pickles are opened
+with `weights_only=True` alone: a file that would run code is refused.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from baichuan.errors import CheckpointError
@@ -27,6 +28,16 @@ _LAYOUTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+)
+#: How a file begins that git stores in place of a large one.
+_POINTER = b"version https://git-lfs"
+#: What torch says of a pickle that asks for a class or function which is no part of a tensor.
+_FOREIGN = (
+    "Unsupported global",
+    "Unsupported class",
+    "unrecognized function",
+    "blocked",
+    "weights_only=True``",
 )
 
 
@@ -45,15 +56,19 @@ class WeightFiles:
         files: every file once, headers checked.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, safetensors: bool | None = None) -> None:
         """Find the files and read their headers.
+
+        Args:
+            directory: of the checkpoint.
+            safetensors: read only these (True) or only pickles (False); None prefers safetensors.
 
         Raises:
             CheckpointError: no weights, a missing or truncated file, a pickle that would run code,
                 a tensor promised by the index and not held by its shard, or held twice.
         """
         self.directory = Path(directory)
-        paths, promised = _locate(self.directory)
+        paths, promised = _locate(self.directory, safetensors)
         self.files = [TensorFile(path, read_shapes(path)) for path in paths]
         self._check_promises(promised)
 
@@ -86,22 +101,22 @@ class WeightFiles:
                 seen[name] = shard
 
 
-def _locate(directory: Path) -> tuple[list[Path], dict[str, str]]:
+def _locate(directory: Path, safetensors: bool | None) -> tuple[list[Path], dict[str, str]]:
     """Find weight files; with an index, what tensor it promises in which shard."""
-    layout = next((name for name in _LAYOUTS if (directory / name).is_file()), None)
+    layouts = [
+        name for name in _LAYOUTS if safetensors is None or ("safetensors" in name) == safetensors
+    ]
+    layout = next((name for name in layouts if (directory / name).is_file()), None)
     if layout is None:
+        if not directory.is_dir():
+            raise CheckpointError(f"There is no directory {directory}. Check the spelling.")
         raise CheckpointError(
-            f"{directory} holds no weights: one of {', '.join(_LAYOUTS)} is needed. "
+            f"{directory} holds no weights: one of {', '.join(layouts)} is needed. "
             "Give the directory of a checkpoint."
         )
     if not layout.endswith(".index.json"):
         return [directory / layout], {}
-    try:
-        promised = dict(json.loads((directory / layout).read_text("utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{directory / layout} is not an index of shards ({error!r}): fetch the file again."
-        ) from error
+    promised = _read_index(directory / layout)
     shards = sorted(set(promised.values()))
     missing = [name for name in shards if not (directory / name).is_file()]
     if missing:
@@ -112,25 +127,59 @@ def _locate(directory: Path) -> tuple[list[Path], dict[str, str]]:
     return [directory / name for name in shards], promised
 
 
+def _read_index(path: Path) -> dict[str, str]:
+    """Read which tensor is in which shard, and let no shard lie outside the directory."""
+    _check_pointer(path)
+    try:
+        promised = json.loads(path.read_text("utf-8"))["weight_map"]
+        shards = {os.fspath(name) for name in promised.values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not an index of shards ({error!r}): fetch the file again."
+        ) from error
+    outside = sorted(name for name in shards if Path(name).name != name)
+    if outside:
+        raise CheckpointError(
+            f"{path} is refused: it names files elsewhere ({', '.join(outside[:3])}). "
+            "Fetch the checkpoint from where you trust it."
+        )
+    return dict(promised)
+
+
+def _check_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(
+                f"{path} is a git-lfs pointer, not the file that it stands for: run `git lfs pull` "
+                "in its directory, or fetch the file again."
+            )
+
+
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn what readers raise about a bad file into a sentence."""
     try:
+        _check_pointer(path)
         yield
-    except pickle.UnpicklingError as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way; see the fuzz test
+        if any(words in str(error) for words in _FOREIGN):
+            raise CheckpointError(
+                f"{path} is refused: its pickle holds more than tensors and would run code of its "
+                "author if loaded. Nothing was run. Ask for the weights as safetensors."
+            ) from error
+        size = f"{path.stat().st_size:,} bytes" if path.exists() else "no such file"
         raise CheckpointError(
-            f"{path} is refused: its pickle holds more than tensors and would run code of its "
-            "author if loaded. Nothing was run. Ask for the weights as safetensors."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({path.stat().st_size:,} bytes; truncated or damaged: "
-            f"{_first_line(error)}). Fetch the file again."
+            f"{path} cannot be read ({size}; truncated or damaged: {_reason(error)}). "
+            "Fetch the file again."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    """Give the first sentence of what a reader says, without torch's advice to load unsafely."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+    return text.splitlines()[0].partition(". ")[0].rstrip(".")
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -162,6 +211,16 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
     # Files of torch < 1.6 are no zip archives and cannot be mapped.
     mapped = zipfile.is_zipfile(path)
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise ValueError("it is no table of tensors")
+    if not isinstance(state, dict):
+        raise _no_table(path, f"an object of type {type(state).__name__}")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise _no_table(path, f"{type(tensor).__name__} under {name!r}")
     return state
+
+
+def _no_table(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is no table of tensors by name: it holds {found}. Give a file of weights alone, "
+        "as save_pretrained writes it."
+    )

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
-from baichuan.errors import CheckpointError, UsageError
+from baichuan.errors import UsageError
 from baichuan.hub import local_directory
-from baichuan.model.network import BaichuanForCausalLM
+from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.network import BaiChuanForCausalLM, BaichuanForCausalLM
+from baichuan.model.pretrained import read_config
 from baichuan.model.registration import register
 from baichuan.model.tokenizer import BaichuanTokenizer
 
@@ -27,44 +29,69 @@ def load(
     name_or_path: str | os.PathLike[str] | None = None,
     *,
     dtype: str | torch.dtype | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     **hub: Any,
 ) -> tuple[BaichuanForCausalLM, BaichuanTokenizer]:
     """Load a model and its tokenizer.
 
     Args:
         name_or_path: a checkpoint's directory, a hub name, or None for the demo model.
-        dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype. By default the checkpoint's
-            own, but float32 for the demo model, which is too small to gain from less.
-        device: `"cpu"`, `"cuda"`, `"auto"` (spread over what there is), ...; by default `"auto"`
-            where there is an accelerator and `"cpu"` elsewhere.
-        hub: `revision`, `token`, `cache_dir`, `local_files_only`, ... as transformers takes them.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"`, a torch dtype, or `"auto"` for the
+            checkpoint's own. By default the checkpoint's own, with two exceptions: float16 becomes
+            bfloat16 on a CPU (of equal size; few CPUs compute in float16), and the demo model is
+            float32, being too small to gain from less.
+        device: `"cpu"`, `"cuda"`, `"cuda:1"`, `"auto"` (spread over what there is), ...; by default
+            `"auto"` where there is an accelerator and `"cpu"` elsewhere.
+        hub: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, `subfolder`,
+            as transformers takes them.
 
     Raises:
         CheckpointError: the files are incomplete, damaged, unsafe, or of another model.
         DownloadError: the model is neither here nor to be had from the hub.
-        UsageError: a dtype that there is not.
+        UsageError: a dtype that there is not, or a device that this machine has not.
     """
     register()
-    demo = name_or_path is None
+    device = _device(device)
+    given = None if dtype is None else _dtype(dtype)
     directory = local_directory(DEMO if name_or_path is None else name_or_path, **hub)
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(
-            f"{directory} has no config.json; give the directory of a checkpoint "
-            "(config.json, tokenizer.model and the weights)."
-        )
-    if dtype is None:
-        dtype = "float32" if demo else "auto"
-    if device is None:
-        device = "auto" if torch.accelerator.is_available() else "cpu"
+    config = read_config(directory)
+    if given is None:
+        given = torch.float32 if name_or_path is None else _default_dtype(config, device)
     tokenizer = BaichuanTokenizer.from_pretrained(directory)
-    model = BaichuanForCausalLM.from_pretrained(directory, dtype=_dtype(dtype), device_map=device)
+    # Saved again, a 7B then keeps the name by which other programs know one.
+    network = BaiChuanForCausalLM if config.position_embedding == "rope" else BaichuanForCausalLM
+    model = network.from_pretrained(directory, config=config, dtype=given, device_map=device)
     return model, tokenizer
 
 
 def _dtype(given: str | torch.dtype) -> str | torch.dtype:
-    if isinstance(given, torch.dtype) or given == "auto":
-        return given
-    if given not in _DTYPES:
-        raise UsageError(f"dtype is {given!r}; allowed is one of {', '.join(_DTYPES)} or 'auto'.")
-    return _DTYPES[given]
+    dtype = _DTYPES.get(given, given) if isinstance(given, str) else given
+    if dtype == "auto" or dtype in _DTYPES.values():
+        return dtype
+    raise UsageError(f"dtype is {given!r}; allowed is one of {', '.join(_DTYPES)} or 'auto'.")
+
+
+def _default_dtype(config: BaichuanConfig, device: str) -> str | torch.dtype:
+    if device == "cpu" and config.dtype == torch.float16:
+        return torch.bfloat16
+    return "auto"
+
+
+def _device(given: str | torch.device | None) -> str:
+    """Name a device that this machine has; `"auto"` only where there is a choice."""
+    if not torch.accelerator.is_available():
+        allowed, default = ["cpu"], "cpu"
+    else:
+        kind = torch.accelerator.current_accelerator()
+        assert kind is not None, "one is available"
+        count = torch.accelerator.device_count()
+        allowed = ["cpu", kind.type, *(f"{kind.type}:{i}" for i in range(count))]
+        default = "auto"
+    if given is None or str(given) == "auto":
+        return default
+    if str(given) not in allowed:
+        raise UsageError(
+            f"device is {str(given)!r}; this machine has {', '.join(allowed)} (or give 'auto'). "
+            "A GPU that is missing here is missing to torch: see `baichuan info`."
+        )
+    return str(given)

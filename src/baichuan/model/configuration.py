@@ -5,16 +5,24 @@ defaults of Baichuan-7B. Both call themselves `"model_type": "baichuan"`; what t
 the capital C of the 7B's architecture name and its `max_position_embeddings`.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: `strict` checks field types only if they are not strings.
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from baichuan.errors import UsageError
+from baichuan.errors import CheckpointError, UsageError
 
 PositionEmbedding = Literal["alibi", "rope"]
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 
 #: Vocabulary of Baichuan 2, whose head is normalised: another network under the same `model_type`.
 _BAICHUAN2_VOCABULARY = 125_696
@@ -76,14 +84,35 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
     tokenizer_class: str | None = "BaichuanTokenizer"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # A checkpoint's pointer to its own Python files: we never run them, and saving must not
+        # A checkpoint's pointers to its own Python files: we never run them, and saving must not
         # send the next reader back to files that are no longer beside the weights.
         kwargs.pop("auto_map", None)
+        kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         if self.position_embedding is None:
             self.position_embedding = self._published_position_embedding()
         if self.model_max_length is None and self.max_position_embeddings is None:
             self.model_max_length = 4096
+        self._check_architecture()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a configuration from what a config.json holds (transformers calls this to load).
+
+        Raises:
+            CheckpointError: of another model, or a value that no Baichuan-1 network can have.
+        """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise CheckpointError(
+                f"The checkpoint's config.json says model_type {model_type!r}; this package runs "
+                "Baichuan-13B and Baichuan-7B, whose model_type is 'baichuan'."
+            )
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (StrictDataclassError, UsageError, AttributeError, TypeError) as error:
+            why = " ".join(str(error.__cause__ or error).split())
+            raise CheckpointError(f"The checkpoint's config.json cannot be used: {why}") from error
 
     def _published_position_embedding(self) -> PositionEmbedding:
         """Tell the families apart by what their published files hold."""
@@ -93,12 +122,17 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
         only_7b_name = self.max_position_embeddings is not None and self.model_max_length is None
         return "rope" if only_7b_name and not architectures else "alibi"
 
-    def validate_architecture(self) -> None:
-        """Refuse shapes that no Baichuan-1 network has (transformers calls this)."""
-        if self.hidden_size % self.num_attention_heads:
+    def _check_architecture(self) -> None:
+        """Refuse shapes that no Baichuan-1 network has."""
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed is 1 or more.")
+        columns = 2 * self.num_attention_heads if self.position_embedding == "rope" else None
+        if self.hidden_size % (columns or self.num_attention_heads):
             raise UsageError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                f"{self.num_attention_heads}: each head needs the same number of columns."
+                f"{self.num_attention_heads}{' x 2' if columns else ''}: each head needs the same "
+                f"{'even ' if columns else ''}number of columns."
             )
         if self.vocab_size == _BAICHUAN2_VOCABULARY:
             raise UsageError(
@@ -119,7 +153,7 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
         return length
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> BaichuanConfig:
+    def preset(cls, name: str, **changes: Any) -> "BaichuanConfig":
         """Give the configuration of a known model: `"13b"`, `"7b"` or `"demo"`.
 
         Raises:

@@ -7,10 +7,11 @@ that is an error that names the tensor.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -21,8 +22,11 @@ from baichuan.model.configuration import BaichuanConfig
 from baichuan.weights import WeightFiles
 
 #: The 7B's code kept its table of rotary frequencies among the weights; it is computed here.
-_IGNORED = r"rotary_emb\.inv_freq$"
+_INV_FREQ = "rotary_emb.inv_freq"
 _NAMED = 4
+
+#: The arguments that say where on the hub to look; a directory found already needs none of them.
+_HUB = ("revision", "token", "cache_dir", "force_download", "subfolder", "local_files_only")
 
 
 class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -34,7 +38,8 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     _no_split_modules = ["BaichuanDecoderLayer"]  # noqa: RUF012  (transformers' own shape)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
-    _keys_to_ignore_on_load_unexpected = [_IGNORED]  # noqa: RUF012
+    # The head is unexpected to `AutoModel` alone, which is asked for the network without it.
+    _keys_to_ignore_on_load_unexpected = [rf"{_INV_FREQ}$", r"^lm_head\."]  # noqa: RUF012
 
     @classmethod
     def from_pretrained(
@@ -51,27 +56,67 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         """
         if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        directory = local_directory(pretrained_model_name_or_path, **kwargs)
+        hub = {name: kwargs.pop(name) for name in _HUB if kwargs.get(name) is not None}
+        directory = local_directory(pretrained_model_name_or_path, **hub)
         config = kwargs.get("config")
         if not isinstance(config, BaichuanConfig):
-            config = BaichuanConfig.from_pretrained(config or directory)
-        cls._check_files(config, directory)
+            config = BaichuanConfig.from_pretrained(config) if config else read_config(directory)
+        cls._check_files(config, directory, kwargs.get("use_safetensors"))
         with_info = kwargs.pop("output_loading_info", False)
+        # It would let transformers run a `custom_generate/generate.py` of the directory.
+        kwargs.pop("trust_remote_code", None)
         model, info = super().from_pretrained(
-            directory, *args, output_loading_info=True, weights_only=True, **_local_only(kwargs)
+            directory, *args, output_loading_info=True, weights_only=True, **kwargs
         )
         _check_report(directory, info)
         return (model, info) if with_info else model
 
     @classmethod
-    def _check_files(cls, config: BaichuanConfig, directory: Path) -> None:
-        """Compare names and shapes in the files with the network's, before any weight is read."""
-        held = WeightFiles(directory).shapes
+    def _check_files(
+        cls, config: BaichuanConfig, directory: Path, safetensors: bool | None
+    ) -> None:
+        """Check, before any weight is read, all that transformers would pass over in silence."""
+        generation = directory / "generation_config.json"
+        if generation.is_file():
+            _read_json(generation)
+        held = WeightFiles(directory, safetensors).shapes
         if getattr(config, "quantization_config", None) is not None:
             return  # the quantizer swaps modules first; transformers' report is checked after it
         with torch.device("meta"):
-            expected = {name: tuple(t.shape) for name, t in cls(config).state_dict().items()}
+            network = cls(config)
+        expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        prefix = f"{cls.base_model_prefix}."
+        if not hasattr(network, cls.base_model_prefix) and any(n.startswith(prefix) for n in held):
+            # AutoModel: the network without its head, from a checkpoint of the whole.
+            held = {n.removeprefix(prefix): s for n, s in held.items() if n.startswith(prefix)}
         compare_shapes(directory, held, expected)
+
+
+def read_config(directory: Path) -> BaichuanConfig:
+    """Read a checkpoint's config.json.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of another model.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{directory} has no config.json; give the directory of a checkpoint "
+            "(config.json, tokenizer.model and the weights)."
+        )
+    return cast(BaichuanConfig, BaichuanConfig.from_dict(_read_json(path)))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not JSON ({error}; {path.stat().st_size:,} bytes). Fetch the file again."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no table of settings. Fetch the file again.")
+    return content
 
 
 def compare_shapes(
@@ -84,7 +129,7 @@ def compare_shapes(
     Raises:
         CheckpointError: names the first few that are missing, extra, or of another shape.
     """
-    held = {name: shape for name, shape in held.items() if not name.endswith("rotary_emb.inv_freq")}
+    held = {name: shape for name, shape in held.items() if not name.endswith(_INV_FREQ)}
     missing = sorted(expected.keys() - held.keys())
     extra = sorted(held.keys() - expected.keys())
     wrong = [
@@ -116,9 +161,3 @@ def _raise_if_any(directory: Path, missing: list[str], extra: list[str], wrong: 
             f"describes: {'; '.join(faults)}. Nothing was loaded; fetch the files again, or the "
             "config.json that belongs to them."
         )
-
-
-def _local_only(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Drop the arguments that said where on the hub to look: the directory is found already."""
-    hub = ("revision", "token", "cache_dir", "force_download", "subfolder", "local_files_only")
-    return {key: value for key, value in kwargs.items() if key not in hub}

@@ -1,0 +1,162 @@
+"""The configuration: published facts, families, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig
+
+from baichuan import BaichuanConfig, BaichuanForCausalLM
+from baichuan.errors import CheckpointError, UsageError
+
+#: config.json of Baichuan-13B-Chat as published.
+PUBLISHED_13B = {
+    "_from_model_config": True,
+    "architectures": ["BaichuanForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "configuration_baichuan.BaichuanConfig",
+        "AutoModelForCausalLM": "modeling_baichuan.BaichuanForCausalLM",
+    },
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "hidden_act": "silu",
+    "hidden_size": 5120,
+    "initializer_range": 0.02,
+    "intermediate_size": 13696,
+    "model_max_length": 4096,
+    "model_type": "baichuan",
+    "num_attention_heads": 40,
+    "num_hidden_layers": 40,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.29.2",
+    "use_cache": True,
+    "vocab_size": 64000,
+}
+#: The class defaults of Baichuan-7B, with the architecture name of its file.
+PUBLISHED_7B = {
+    "architectures": ["BaiChuanForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "configuration_baichuan.BaiChuanConfig",
+        "AutoModelForCausalLM": "modeling_baichuan.BaiChuanForCausalLM",
+    },
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "model_type": "baichuan",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "vocab_size": 64000,
+}
+FAMILIES = [(PUBLISHED_13B, "alibi"), (PUBLISHED_7B, "rope")]
+
+
+def write(directory, content):
+    (directory / "config.json").write_text(json.dumps(content), "utf-8")
+    return directory
+
+
+@pytest.mark.parametrize(("name", "count"), [("13b", 13_264_901_120), ("7b", 7_000_559_616)])
+def test_presets_count_the_published_parameters(name, count):
+    with torch.device("meta"):
+        model = BaichuanForCausalLM(BaichuanConfig.preset(name))
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.parametrize(("name", "published"), [("13b", PUBLISHED_13B), ("7b", PUBLISHED_7B)])
+def test_presets_are_the_published_configurations(name, published):
+    ours = BaichuanConfig.preset(name).to_dict()
+    skipped = {"_from_model_config", "auto_map", "torch_dtype", "transformers_version"}
+    assert {key: ours[key] for key in published.keys() - skipped} == {
+        key: value for key, value in published.items() if key not in skipped
+    }
+
+
+@pytest.mark.parametrize("trust", [None, False, True])
+@pytest.mark.parametrize(("published", "position"), FAMILIES)
+def test_published_files_tell_the_families_apart(tmp_path, published, position, trust):
+    config = AutoConfig.from_pretrained(write(tmp_path, published), trust_remote_code=trust)
+    assert type(config) is BaichuanConfig
+    assert config.position_embedding == position
+    assert config.context_length == 4096
+    assert config.head_dim == 128
+
+
+def test_a_7b_without_an_architecture_is_told_by_its_length():
+    assert BaichuanConfig(max_position_embeddings=4096).position_embedding == "rope"
+    assert BaichuanConfig(model_max_length=4096).position_embedding == "alibi"
+
+
+@pytest.mark.parametrize(("published", "position"), FAMILIES)
+def test_round_trip_keeps_the_family_and_drops_the_code(tmp_path, published, position):
+    pipelines = {"text-generation": {"impl": "generation.Pipeline"}}
+    first = BaichuanConfig.from_dict({**published, "custom_pipelines": pipelines})
+    first.architectures = None  # as another program may leave it
+    first.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert not {"auto_map", "custom_pipelines"} & saved.keys()
+    again = BaichuanConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == first.to_dict()
+    assert again.position_embedding == position
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"vocab_size": 125_696}, "Baichuan 2"),
+        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"num_attention_heads": 7}, "not a multiple of num_attention_heads 7"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
+        ({"hidden_size": "wide"}, "'hidden_size' expected int"),
+        ({"hidden_size": None}, "'hidden_size' expected int"),
+        ({"hidden_act": "gelu"}, "'hidden_act' expected one of"),
+        ({"position_embedding": "learned"}, "'position_embedding' with value 'learned'"),
+        ({"torch_dtype": "float99"}, "float99"),
+    ],
+)
+def test_files_that_no_baichuan_has_are_refused(tmp_path, changes, sentence):
+    write(tmp_path, {**PUBLISHED_13B, **changes})
+    with pytest.raises(CheckpointError, match=sentence):
+        BaichuanConfig.from_pretrained(tmp_path)
+    if "model_type" not in changes:
+        with pytest.raises(CheckpointError, match=sentence):
+            AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"hidden_size": 45, "num_attention_heads": 6}, "not a multiple"),
+        (
+            {"hidden_size": 45, "num_attention_heads": 9, "position_embedding": "rope"},
+            "even number of columns",
+        ),
+        ({"vocab_size": 0}, "vocab_size is 0; allowed is 1 or more"),
+        ({"vocab_size": 125_696}, "Baichuan 2"),
+    ],
+)
+def test_arguments_that_no_baichuan_has_are_refused(arguments, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        BaichuanConfig(**arguments)
+
+
+def test_types_are_checked_on_assignment_too():
+    with pytest.raises(StrictDataclassFieldValidationError, match="num_hidden_layers"):
+        BaichuanConfig().num_hidden_layers = "forty"
+
+
+def test_unknown_preset_names_the_known_ones():
+    with pytest.raises(UsageError, match="13b, 7b, demo"):
+        BaichuanConfig.preset("13B")
