@@ -12,7 +12,7 @@ from baichuan.engine.loop import Engine
 from baichuan.engine.sampling import SamplingParams, distribution, penalize
 
 MODELS = ["tiny-13b-h10", "tiny-13b-h8", "tiny-13b-h40", "tiny-7b", "tiny-7b-sharded"]
-#: Of logits up to 11. The largest difference seen is 4e-5; the original differs from itself by 2e-5.
+#: Of logits up to 11. The largest difference seen is 4e-5; the original's to itself is 2e-5.
 TOLERANCE = 1e-4
 
 

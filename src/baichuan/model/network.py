@@ -248,6 +248,9 @@ def _default_positions(x: Tensor, cache: Cache | Batch | None) -> Tensor:
 class BaichuanForCausalLM(ChatMixin, BaichuanPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """The network with its language modelling head; 13B by default, 7B by configuration."""
 
+    # Read only if the configuration says tie_word_embeddings, which the published ones do not.
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
     def __init__(self, config: BaichuanConfig) -> None:
         super().__init__(config)
         self.model = BaichuanModel(config)
