@@ -45,15 +45,15 @@ def local_directory(
         CheckpointError: a path that is no directory.
         DownloadError: not on this machine and not to be had from the hub.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path / subfolder
     name = os.fspath(name_or_path)
-    if path.exists():
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return path / subfolder
+    if path.is_file():
         raise CheckpointError(f"{path} is a file; give the directory that holds the checkpoint.")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"{name} is neither a directory on this machine nor a hub name like "
+            f"{name!r} is neither a directory on this machine nor a hub name like "
             "'baichuan-inc/Baichuan-13B-Chat'. Check the spelling."
         )
 

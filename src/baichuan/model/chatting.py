@@ -7,6 +7,7 @@ conversation that prefills only its new tokens passes a cache (chat.py does).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import partial
 from typing import Any, cast
 
@@ -40,7 +41,7 @@ class ChatMixin:
             messages: `{"role": "system" | "user" | "assistant", "content": str}`, oldest first; the
                 oldest rounds are dropped, whole, when they no longer fit.
             stream: give an iterator over the growing answer (the whole text so far, each time).
-            generation_config: used instead of `self.generation_config`.
+            generation_config: what it sets is used instead of what `self.generation_config` says.
             cache: from `self.new_cache()`; keep it over the turns of one conversation, so that
                 each turn computes its new tokens only.
 
@@ -66,7 +67,9 @@ class ChatMixin:
         **changes: Any,
     ) -> Iterator[Step]:
         """Give the engine's steps of an answer; `changes` replace single sampling parameters."""
-        settings = self.generation_config if generation_config is None else generation_config
+        settings = _completed(generation_config, self.generation_config, self.config)
+        if settings.max_new_tokens is None:  # nobody asked: half the context at most
+            changes = {"max_tokens": _default_answer(self.config.context_length), **changes}
         params = SamplingParams.from_generation_config(settings, **changes)
         prompt = encode_chat(
             tokenizer,
@@ -78,6 +81,21 @@ class ChatMixin:
         decode = partial(tokenizer.decode, skip_special_tokens=True)
         engine = Engine(cast(DecoderModel, self), cast(Decode, decode))
         return engine.generate(prompt, params, cache)
+
+
+def _completed(given: Any, own: Any, config: BaichuanConfig) -> Any:
+    """Fill what a generation configuration leaves open from the model's, as `generate` does."""
+    settings = copy(own if given is None else given)
+    for name, value in vars(own).items():
+        if getattr(settings, name, None) is None:
+            setattr(settings, name, value)
+    if settings.eos_token_id is None:
+        settings.eos_token_id = config.eos_token_id
+    return settings
+
+
+def _default_answer(context_length: int) -> int:
+    return max(1, min(SamplingParams().max_tokens, context_length // 2))
 
 
 def _role(settings: Any, name: str, default: int) -> int:

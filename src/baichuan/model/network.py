@@ -322,6 +322,8 @@ class BaichuanForCausalLM(ChatMixin, BaichuanPreTrainedModel, GenerationMixin): 
         Returns:
             Per chunk float32 logits [chunk.logits, vocabulary] on the CPU or GPU of the head.
         """
+        if self.training:  # gradient checkpointing would drop the cache, LoRA would drop weights
+            return self._in_evaluation(chunks)
         batch = Batch(chunks)
         device = self.model.embed_tokens.weight.device
         flat = [token for chunk in chunks for token in chunk.tokens]
@@ -337,6 +339,16 @@ class BaichuanForCausalLM(ChatMixin, BaichuanPreTrainedModel, GenerationMixin): 
             return [hidden.new_empty((0, self.config.vocab_size)) for _ in chunks]
         logits = self.lm_head(hidden[0, wanted]).float()
         return list(logits.split([chunk.logits for chunk in chunks]))
+
+    def _in_evaluation(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        """Run chunks in evaluation mode; every module is left as it was."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            return self.forward_chunks(chunks)
+        finally:
+            for module in training:
+                module.training = True
 
 
 class BaiChuanForCausalLM(BaichuanForCausalLM):

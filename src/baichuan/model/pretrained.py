@@ -89,7 +89,10 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         if not hasattr(network, cls.base_model_prefix) and any(n.startswith(prefix) for n in held):
             # AutoModel: the network without its head, from a checkpoint of the whole.
             held = {n.removeprefix(prefix): s for n, s in held.items() if n.startswith(prefix)}
-        compare_shapes(directory, held, expected)
+        tied = (network._tied_weights_keys or ()) if config.tie_word_embeddings else ()
+        compare_shapes(
+            directory, held, {n: s for n, s in expected.items() if n in held or n not in tied}
+        )
 
 
 def read_config(directory: Path) -> BaichuanConfig:

@@ -1,0 +1,133 @@
+"""`baichuan.load`: what it chooses by default, and what it says of a wrong argument."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from tests.conftest import tiny_config
+
+import baichuan
+from baichuan.errors import CheckpointError, TokenizerError, UsageError
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, pytestconfig):
+    directory = tmp_path_factory.mktemp("saved")
+    baichuan.BaichuanForCausalLM(tiny_config(vocab_size=1000)).save_pretrained(directory)
+    for file in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(pytestconfig.rootpath / "tests/data/tokenizer" / file, directory)
+    return directory
+
+
+def stored_as(saved, directory, dtype):
+    """Copy the checkpoint with its weights in another dtype."""
+    shutil.copytree(saved, directory, dirs_exist_ok=True)
+    model = baichuan.BaichuanForCausalLM.from_pretrained(saved, dtype=dtype)
+    model.save_pretrained(directory)
+    return directory
+
+
+def test_model_and_tokenizer_of_a_directory(saved):
+    model, tokenizer = baichuan.load(saved)
+    assert type(model) is baichuan.BaichuanForCausalLM
+    assert type(tokenizer) is baichuan.BaichuanTokenizer
+    assert tokenizer.encode("hello") == baichuan.BaichuanTokenizer.from_pretrained(saved).encode(
+        "hello"
+    )
+    assert not model.training
+    assert baichuan.load(str(saved))[0].device == model.device
+
+
+def test_the_demo_is_the_default():
+    model, tokenizer = baichuan.load(device="cpu")
+    assert model.dtype == torch.float32
+    assert model.config.vocab_size == len(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("stored", "loaded"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.bfloat16),  # of equal size; few CPUs compute in float16
+    ],
+)
+def test_default_dtype_on_a_cpu(saved, tmp_path, stored, loaded):
+    directory = stored_as(saved, tmp_path, stored)
+    assert baichuan.load(directory, device="cpu")[0].dtype == loaded
+    assert baichuan.load(directory, device="cpu", dtype="auto")[0].dtype == stored
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_a_dtype_that_is_named_is_obeyed(saved, name):
+    dtype = getattr(torch, name)
+    assert baichuan.load(saved, dtype=name)[0].dtype == dtype
+    assert baichuan.load(saved, dtype=dtype, device="cpu")[0].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8", "", torch.int8, torch.float64, 16])
+def test_dtype_that_there_is_not(saved, dtype):
+    with pytest.raises(UsageError, match="allowed is one of float32, bfloat16, float16 or 'auto'"):
+        baichuan.load(saved, dtype=dtype)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", torch.device("cpu"), None])
+def test_device(saved, device):
+    model, _ = baichuan.load(saved, device=device)
+    if device not in ("auto", None) or not torch.accelerator.is_available():
+        assert model.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "device", ["gpu", "cuda:99", "CPU", "", "meta", "disk", torch.device("meta")]
+)
+def test_device_that_this_machine_has_not(saved, device):
+    with pytest.raises(UsageError, match="this machine has cpu"):
+        baichuan.load(saved, device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_where_there_is_none(saved):
+    with pytest.raises(UsageError, match="device is 'cuda'; this machine has cpu"):
+        baichuan.load(saved, device="cuda")
+
+
+def test_wrong_places(saved, tmp_path):
+    with pytest.raises(CheckpointError, match="neither a directory on this machine nor a hub name"):
+        baichuan.load("/no/such/directory")
+    with pytest.raises(CheckpointError, match="is a file; give the directory"):
+        baichuan.load(saved / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has no config\.json; give the directory"):
+        baichuan.load(tmp_path)
+
+
+def test_argument_that_there_is_not(saved):
+    with pytest.raises(TypeError, match="dtpye"):
+        baichuan.load(saved, dtpye="float16")
+
+
+def test_no_tokenizer(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.model").unlink()
+    with pytest.raises(TokenizerError, match=r"needs the checkpoint's tokenizer\.model"):
+        baichuan.load(tmp_path)
+
+
+def test_hub_cache_without_a_network(saved, tmp_path):
+    repository, commit = tmp_path / "models--some-lab--Baichuan-tiny", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "v1").write_text(commit)
+    shutil.copytree(saved, repository / "snapshots" / commit)
+    model, _ = baichuan.load(
+        "some-lab/Baichuan-tiny", revision="v1", cache_dir=tmp_path, local_files_only=True
+    )
+    assert model.config.vocab_size == 1000
+
+
+def test_generation_settings_of_the_checkpoint(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    settings = {"user_token_id": 195, "max_new_tokens": 7, "temperature": 0.3, "do_sample": True}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    read = baichuan.load(tmp_path)[0].generation_config
+    assert {name: getattr(read, name) for name in settings} == settings
