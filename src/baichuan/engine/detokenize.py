@@ -63,7 +63,7 @@ class IncrementalDetokenizer:
 
 
 class StopStrings:
-    """Ends a text at the first of several strings, however the text is cut into pieces."""
+    """Ends a text at the stop string that is complete first, however the text is cut."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -72,10 +72,12 @@ class StopStrings:
     def push(self, text: str) -> tuple[str, bool]:
         """Take a piece; give what is certainly before any stop string, and whether one was met."""
         text = self._held + text
-        met = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
+        met = [
+            (text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text
+        ]
         if met:
             self._held = ""
-            return text[: min(met)], True
+            return text[: min(met)[1]], True
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False

@@ -1,0 +1,212 @@
+"""The decode loop on a real tiny network: endings, caches, cancelling, counts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import tiny_config
+
+import baichuan
+from baichuan.engine.loop import PREFILL_CHUNK, Engine
+from baichuan.engine.sampling import SamplingParams
+from baichuan.errors import UsageError
+from baichuan.model.tokenizer import BaichuanTokenizer
+
+DATA = Path(__file__).parents[2] / "data"
+TOKENIZER = BaichuanTokenizer(str(DATA / "tokenizer" / "tokenizer.model"))
+PLAIN = SamplingParams(max_tokens=24, eos_token_ids=())
+
+
+@pytest.fixture
+def model():
+    config = tiny_config(vocab_size=len(TOKENIZER), initializer_range=0.2)
+    return baichuan.BaichuanForCausalLM(config).eval()
+
+
+@pytest.fixture
+def engine(model):
+    return Engine(model, TOKENIZER.decode)
+
+
+def prompt_of(length, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(650, 1000, (length,), generator=generator).tolist()
+
+
+def run(engine, prompt, params=PLAIN, cache=None):
+    steps = list(engine.generate(prompt, params, cache))
+    assert [step.finish_reason for step in steps[:-1]] == [None] * (len(steps) - 1)
+    return steps
+
+
+def tokens(steps):
+    return [step.token for step in steps]
+
+
+def text(steps):
+    return "".join(step.text for step in steps)
+
+
+def test_texts_join_to_the_decoded_answer(engine):
+    steps = run(engine, prompt_of(5))
+    assert text(steps) == TOKENIZER.decode(tokens(steps))
+    assert (len(steps), steps[-1].finish_reason, engine.running) == (24, "length", 0)
+
+
+def test_an_end_token_ends_the_answer_and_is_no_text(engine):
+    plain = run(engine, prompt_of(5))
+    end = tokens(plain)[6]
+    first = tokens(plain).index(end)
+    steps = run(engine, prompt_of(5), PLAIN.changed(eos_token_ids=(end, 1)))
+    assert tokens(steps) == tokens(plain)[: first + 1]
+    assert steps[-1].finish_reason == "eos"
+    assert text(steps) == TOKENIZER.decode(tokens(plain)[:first])
+
+
+@pytest.mark.parametrize("place", [4, 11, 20])
+def test_a_stop_string_across_tokens_ends_the_answer_before_it(engine, place):
+    plain = run(engine, prompt_of(5))
+    whole = text(plain)
+    border = len(TOKENIZER.decode(tokens(plain)[:place]))
+    stop = whole[border - 1 : border + 1]
+    steps = run(engine, prompt_of(5), PLAIN.changed(stop=("never said", stop)))
+    assert steps[-1].finish_reason == "stop"
+    assert text(steps) == whole[: whole.index(stop)]
+    assert len(steps) < len(plain)
+
+
+def test_what_a_stop_string_holds_back_comes_at_the_end(engine):
+    plain = run(engine, prompt_of(5))
+    steps = run(engine, prompt_of(5), PLAIN.changed(stop=(text(plain)[-1] + "never said",)))
+    assert (text(steps), steps[-1].finish_reason) == (text(plain), "length")
+
+
+def test_logprobs_are_those_of_the_full_pass(engine, model):
+    prompt = prompt_of(6)
+    steps = run(engine, prompt, PLAIN.changed(logprobs=3))
+    ids = torch.tensor([prompt + tokens(steps)])
+    with torch.no_grad():
+        scores = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    for step, row in zip(steps, scores, strict=True):
+        assert step.logprobs.chosen == pytest.approx(row[step.token].item(), abs=1e-4)
+        assert [i for i, _ in step.logprobs.top] == row.topk(3).indices.tolist()
+    assert run(engine, prompt)[0].logprobs is None
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16, PREFILL_CHUNK])
+def test_the_prefill_chunk_changes_no_answer(model, engine, chunk):
+    seeded = PLAIN.changed(temperature=1.3, seed=5)
+    small = Engine(model, TOKENIZER.decode, prefill_chunk=chunk)
+    for params in (PLAIN, seeded):
+        assert tokens(run(small, prompt_of(33), params)) == tokens(
+            run(engine, prompt_of(33), params)
+        )
+
+
+def test_a_pass_is_bounded_and_a_long_prompt_stops_nobody(model, monkeypatch):
+    passes, forward = [], model.forward_chunks
+
+    def watch(chunks):
+        passes.append(sum(len(chunk.tokens) for chunk in chunks))
+        return forward(chunks)
+
+    monkeypatch.setattr(model, "forward_chunks", watch)
+    engine = Engine(model, TOKENIZER.decode, prefill_chunk=4)
+    short = engine.add(prompt_of(3), PLAIN)
+    assert [step.request for step in engine.step()] == [short]
+    long = engine.add(prompt_of(18), PLAIN)
+    arrivals = [[step.request for step in engine.step()] for _ in range(6)]
+    assert arrivals == [[short]] * 4 + [[short, long]] * 2
+    assert max(passes) == 5
+
+
+def test_a_turn_computes_its_new_tokens_only(model, engine):
+    cache, history = model.new_cache(), prompt_of(9)
+    for turn in range(4):
+        held = len(cache)
+        steps = run(engine, history, cache=cache)
+        usage = steps[-1].usage
+        assert (usage.prompt_tokens, usage.cached_tokens) == (len(history), held)
+        assert usage.completion_tokens == len(steps) == 24
+        assert tokens(steps) == tokens(run(engine, history))
+        # The newest token has not been through the network yet.
+        assert cache.tokens == (history + tokens(steps))[:-1]
+        history = history + tokens(steps) + prompt_of(3, seed=turn + 1)
+
+
+@pytest.mark.parametrize("edit", [0, 5, 12])
+def test_an_edited_history_reuses_what_is_still_the_same(model, engine, edit):
+    cache, history = model.new_cache(), prompt_of(16)
+    run(engine, history, cache=cache)
+    edited = [*history[:edit], 700 if history[edit] != 700 else 701, *history[edit + 1 :]]
+    for prompt, kept in ((edited, edit), (edited, 15), (edited[:7], 6)):
+        steps = run(engine, prompt, cache=cache)
+        assert steps[-1].usage.cached_tokens == kept
+        assert tokens(steps) == tokens(run(engine, prompt))
+
+
+def test_a_cancelled_request_leaves_the_others_alone(model, engine):
+    alone = tokens(run(engine, prompt_of(5)))
+    stays = engine.add(prompt_of(5), PLAIN)
+    goes = engine.add(prompt_of(8), PLAIN)
+    answer = []
+    for count in range(24):
+        if count == 3:
+            engine.cancel(goes)
+            engine.cancel(999)
+        steps = engine.step()
+        assert {step.request for step in steps} <= ({stays, goes} if count < 3 else {stays})
+        answer += [step.token for step in steps if step.request == stays]
+    assert answer == alone
+    assert (engine.running, engine.step()) == (0, [])
+
+
+def test_closing_the_steps_cancels_and_keeps_the_cache(model, engine):
+    cache, prompt = model.new_cache(), prompt_of(6)
+    steps = engine.generate(prompt, PLAIN, cache)
+    said = [next(steps).token for _ in range(4)]
+    steps.close()
+    assert engine.running == 0
+    assert cache.tokens == prompt + said[:-1]
+    more = run(engine, prompt + said, PLAIN.changed(max_tokens=20), cache)
+    assert more[-1].usage.cached_tokens == 9
+    assert said + tokens(more) == tokens(run(engine, prompt))
+
+
+def test_an_interrupted_pass_leaves_the_cache_usable(model, engine):
+    cache, prompt = model.new_cache(), prompt_of(6)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    steps = engine.generate(prompt, PLAIN, cache)
+    said = [next(steps).token for _ in range(3)]
+    hook = model.model.layers[1].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(steps)
+    hook.remove()
+    assert engine.running == 0
+    assert cache.tokens == prompt + said[:-1]
+    assert tokens(run(engine, prompt, cache=cache)) == tokens(run(engine, prompt))
+
+
+def test_counts_and_times(engine):
+    for count, step in enumerate(engine.generate(prompt_of(7), PLAIN), 1):
+        usage = step.usage
+        assert (usage.prompt_tokens, usage.cached_tokens) == (7, 0)
+        assert usage.completion_tokens == count
+        assert usage.prefill_seconds > 0
+        assert usage.decode_seconds >= 0
+    assert usage.prefill_speed == pytest.approx(7 / usage.prefill_seconds)
+    assert usage.decode_speed == pytest.approx(23 / usage.decode_seconds)
+
+
+def test_what_cannot_run_is_refused(model, engine):
+    cache = model.new_cache()
+    with pytest.raises(UsageError, match="no tokens"):
+        engine.add([], PLAIN)
+    with pytest.raises(UsageError, match="prefill_chunk is 0"):
+        Engine(model, str, prefill_chunk=0)
+    engine.add(prompt_of(3), PLAIN, cache)
+    with pytest.raises(UsageError, match="in use"):
+        engine.add(prompt_of(3), PLAIN, cache)
