@@ -32,4 +32,5 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 demo-model: $(READY)
+	$(BIN)/pip install --quiet -e '.[demo]'
 	$(BIN)/python demo/build.py

@@ -1,6 +1,6 @@
 """Makes the demo model from its text, in four steps: vocabulary, train, export, report.
 
-    python demo/build.py            all four; about an hour on two cores
+    python demo/build.py            all four; half an hour on two cores
     python demo/build.py export     one of them
 
 A training that was stopped goes on where it was. `--fresh` forgets it and begins anew.

@@ -151,7 +151,9 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("```", "").replace("\n", "<br>")
+    """One line for a table; a fence cannot stand in one, its content can."""
+    lines = [line for line in text.split("\n") if not line.startswith("```")]
+    return "<br>".join(lines).replace("|", "\\|")
 
 
 def _conversation(model: Model) -> str:
@@ -177,6 +179,7 @@ def _facts(facts: dict[str, Any], epoch_tokens: int) -> dict[str, str]:
         "epochs": str(facts["epoch"]),
         "steps": f"{facts['step']:,}",
         "tokens": f"{facts['tokens'] / 1e6:.1f} million",
+        "tokens_zh": f"{facts['tokens'] / 1e4:.0f} 万",
         "minutes": f"{facts['seconds'] / 60:.0f}",
         "speed": f"{facts['tokens'] / facts['seconds']:,.0f}",
         "loss": f"{sum(last) / len(last):.3f}",
