@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from itertools import pairwise
 
 from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -28,6 +29,8 @@ _SHARE = 0.1
 _SPARE_ROWS = 2
 #: Characters that may still turn out to be markup when its other half arrives.
 _HALF_MARKUP = frozenset("*_`~[]<>!|\\&")
+#: Characters after which a line's kind is certain: a list's number has nine digits at most.
+_LONGEST_MARKER = 12
 
 Line = list[Segment]
 
@@ -73,9 +76,16 @@ def finished_lines(source: str) -> int:
 
     A top-level block (paragraph, list, fenced code, ...) is finished when the next one has begun.
     """
-    complete = source[: source.rfind("\n") + 1]  # an unfinished line may yet become anything
-    starts = [token.map[0] for token in parse(complete) if token.level == 0 and token.map]
-    return max(starts, default=0)
+    ended = source.rfind("\n") + 1
+    unfinished = source[ended:].strip()
+    if len(unfinished) < _LONGEST_MARKER or unfinished.startswith(("`", "~")):
+        source = source[:ended]  # the line may yet become anything: a next item, a fence, ...
+    return max(_block_starts(source), default=0)
+
+
+def _block_starts(source: str) -> list[int]:
+    """Give the source lines at which top-level blocks start."""
+    return [token.map[0] for token in parse(source) if token.level == 0 and token.map]
 
 
 class _Lines:
@@ -149,16 +159,26 @@ class AnswerPrinter:
             self._console.print(_Lines(lines), end="")
 
     def _render(self, source: str) -> list[Line]:
-        """Render markdown to lines without blank ones around, one blank before all but the first.
+        """Render blocks to lines, with one blank line between them.
 
-        The blank line parts it from the blocks that are printed already.
+        One more at the top parts them from the blocks that are printed already.
         """
-        lines = self._console.render_lines(AnswerMarkdown(source), self._options, pad=False)
+        written = source.split("\n")
+        rendered: list[Line] = []
+        for start, end in pairwise([*_block_starts(source), len(written)]):
+            lines = self._render_block("\n".join(written[start:end]))
+            rendered += [[], *lines] if lines and (rendered or self._taken) else lines
+        return rendered
+
+    def _render_block(self, source: str) -> list[Line]:
+        """Render one block to lines without blank ones around them."""
+        padded = self._console.render_lines(AnswerMarkdown(source), self._options, pad=False)
+        lines = [_without_padding(line) for line in padded]
         while lines and _blank(lines[-1]):
             lines.pop()
         while lines and _blank(lines[0]):
             lines.pop(0)
-        return [[], *lines] if lines and self._taken else lines
+        return lines
 
     def _settled_lines(self, source: str, lines: list[Line]) -> int:
         """Count the leading lines of an unfinished block that further text cannot change."""
@@ -183,6 +203,13 @@ def _last_item(tokens: list[Token]) -> int:
     """Give the source line at which the last item of the list that `tokens` begin with starts."""
     items = [t.map[0] for t in tokens if t.type == "list_item_open" and t.level == 1 and t.map]
     return items[-1]
+
+
+def _without_padding(line: Line) -> Line:
+    """Drop spaces at the end that show nothing, so that copied text has none."""
+    while line and not line[-1].text.strip() and not (line[-1].style and line[-1].style.bgcolor):
+        line = line[:-1]
+    return line
 
 
 def _blank(line: Line) -> bool:

@@ -15,7 +15,7 @@ from baichuan.chat import Conversation
 from baichuan.cli.answer import print_answer
 from baichuan.cli.interrupt import Interruptible
 from baichuan.cli.language import local
-from baichuan.cli.markdown import visible
+from baichuan.cli.markdown import visible, wrapped
 from baichuan.cli.reader import write_in_editor
 from baichuan.cli.settings import NAMES, parse_setting
 from baichuan.engine.loop import Step, Usage
@@ -130,14 +130,15 @@ class Terminal:
         )
 
     def _note(self, english: str, chinese: str) -> None:
-        self._notes.print(Text(visible(local(english, chinese)), style="dim"))
+        text = Text(visible(local(english, chinese)), style="dim")
+        self._notes.print(*wrapped(text, self._notes.width), sep="\n")
 
     def _help(self) -> None:
         table = Table.grid(padding=(0, 2))
         for command in self._commands.values():
             table.add_row(Text(command.usage), Text(local(command.english, command.chinese)))
         self._notes.print(table)
-        self._notes.print(Text(local(*_KEYS)), style="dim")
+        self._note(*_KEYS)
 
     def _clear(self) -> None:
         self._conversation.clear()
@@ -172,7 +173,8 @@ class Terminal:
         for name in NAMES:
             value = getattr(self._conversation.parameters, name)
             here = name in self._conversation.settings
-            table.add_row(name, Text(repr(value)), local("set here", "本次设置") if here else "")
+            shown = local("none", "无") if value in (None, ()) else repr(value)
+            table.add_row(name, Text(shown), local("set here", "本次设置") if here else "")
         on = local("on", "开") if self._stream else local("off", "关")
         table.add_row("stream", on)
         table.add_row("system", Text(visible(self._conversation.system or local("none", "无"))))
@@ -242,6 +244,8 @@ class Terminal:
             )
         if last is not None:
             self._note(*speed(last.usage))
+        if self._notes.is_terminal:
+            self._notes.print()
 
 
 _KEYS = (

@@ -8,7 +8,7 @@ Chinese wraps at any character, and control characters cannot reach the terminal
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
@@ -16,6 +16,7 @@ from markdown_it.token import Token
 from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markdown import CodeBlock, Heading, ListItem, Markdown, MarkdownElement, Paragraph
+from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
 
@@ -81,22 +82,24 @@ def wrap_offsets(text: str, width: int) -> list[int]:
     return offsets
 
 
-def _wrapped(text: Text, width: int) -> RenderResult:
+def wrapped(text: Text, width: int) -> Iterator[Text]:
+    """Give the lines of a text, none wider than `width` cells."""
     for line in text.split(allow_blank=True):
         line.expand_tabs(4)
         for part in line.divide(wrap_offsets(line.plain, width)):
             part.rstrip()
+            part.justify = None  # "left" would fill the line with spaces
             yield part
 
 
 class _Paragraph(Paragraph):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from _wrapped(self.text, options.max_width)
+        yield from wrapped(self.text, options.max_width)
 
 
 class _Heading(Heading):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from _wrapped(self.text, options.max_width)
+        yield from wrapped(self.text, options.max_width)
 
 
 class _CodeBlock(CodeBlock):
@@ -113,8 +116,14 @@ class _ListItem(ListItem):
     def render_number(
         self, console: Console, options: ConsoleOptions, number: int, last_number: int
     ) -> RenderResult:
-        widest = max(number, 99)
-        yield from super().render_number(console, options, number, widest)
+        numeral = f"{number}. ".rjust(4)
+        inner = options.update(width=max(options.max_width - len(numeral), 1))
+        style = console.get_style("markdown.item.number", default="none")
+        for line in console.render_lines(self.elements, inner, style=self.style):
+            yield Segment(numeral, style)
+            yield from line
+            yield Segment.line()
+            numeral = " " * len(numeral)
 
 
 class AnswerMarkdown(Markdown):

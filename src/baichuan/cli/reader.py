@@ -15,6 +15,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from baichuan.cli.language import local
@@ -39,6 +40,7 @@ class Prompt:
             reserve_space_for_menu=0,
             prompt_continuation="... ",
             enable_open_in_editor=True,
+            output=create_output(always_prefer_tty=True),  # stdout may be a pipe: `| tee`
         )
 
     def read(self) -> str:
