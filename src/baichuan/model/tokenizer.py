@@ -278,15 +278,20 @@ _get_tokenizer_config = tokenization_auto.get_tokenizer_config
 
 
 def _tokenizer_config_without_code(name: Any, **kwargs: Any) -> dict[str, Any]:
-    """Read tokenizer_config.json; where it points at a Python file for Baichuan, name our class."""
+    """Read tokenizer_config.json; where it means Baichuan's own Python file, name our class."""
     found: dict[str, Any] = _get_tokenizer_config(name, **kwargs)
-    if "auto_map" not in found:
-        return found
-    model, _ = PreTrainedConfig.get_config_dict(name, **kwargs)  # empty for a tokenizer alone
     ours = BaichuanTokenizer.__name__
-    if model.get("model_type") == "baichuan" or ours in str(found["auto_map"]):
+    named = found.get("tokenizer_class")
+    if "auto_map" not in found and named == ours:
+        return found
+    # The 7B's file wrote the name with a capital C.
+    mentioned = ours.lower() in f"{named} {found.get('auto_map')}".lower()
+    if "auto_map" in found and not mentioned:
+        model, _ = PreTrainedConfig.get_config_dict(name, **kwargs)  # empty for a tokenizer alone
+        mentioned = model.get("model_type") == "baichuan"
+    if mentioned:
         found = {**found, "tokenizer_class": ours}
-        del found["auto_map"]
+        found.pop("auto_map", None)
     return found
 
 

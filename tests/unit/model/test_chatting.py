@@ -1,0 +1,170 @@
+"""`model.chat`: the checkpoint's settings obeyed, in every mode of the network."""
+
+import warnings
+
+import pytest
+import torch
+from tests.conftest import tiny_config
+from transformers import GenerationConfig
+
+import baichuan
+from baichuan.engine.sampling import SamplingParams
+from baichuan.errors import PromptError, UsageError
+from baichuan.model.prompt import encode_chat
+
+GREEDY = {"do_sample": False, "max_new_tokens": 8}
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pytestconfig):
+    return baichuan.BaichuanTokenizer.from_pretrained(
+        pytestconfig.rootpath / "tests/data/tokenizer"
+    )
+
+
+@pytest.fixture(params=["alibi", "rope"])
+def model(request):
+    config = tiny_config(
+        vocab_size=1000,
+        position_embedding=request.param,
+        model_max_length=64,
+        initializer_range=0.2,
+    )
+    model = baichuan.BaichuanForCausalLM(config).eval()
+    model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0, **GREEDY)
+    return model
+
+
+def tokens(model, tokenizer, messages=HELLO, settings=None):
+    steps = model.chat_steps(tokenizer, messages, settings and GenerationConfig(**settings))
+    return [step.token for step in steps]
+
+
+def by_generate(model, tokenizer, messages, **settings):
+    """What transformers' own loop answers to the same prompt."""
+    ids = torch.tensor([encode_chat(tokenizer, messages)])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    return out[0, ids.shape[1] :].tolist()
+
+
+def test_the_answer_is_that_of_generate(model, tokenizer):
+    messages = [
+        {"role": "system", "content": "You are brief."},
+        {"role": "user", "content": "你好"},
+        {"role": "assistant", "content": "你好！"},
+        {"role": "user", "content": "hello"},
+    ]
+    for penalty in (1.0, 1.3):
+        settings = GREEDY | {"repetition_penalty": penalty}
+        expected = by_generate(model, tokenizer, messages, **settings)
+        assert tokens(model, tokenizer, messages, settings) == expected
+    answer = model.chat(tokenizer, messages, generation_config=GenerationConfig(**settings))
+    assert answer == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_stream_is_the_growing_answer(model, tokenizer):
+    texts = list(model.chat(tokenizer, HELLO, stream=True))
+    ids = tokens(model, tokenizer)
+    assert texts == [tokenizer.decode(ids[: i + 1]) for i in range(8)]
+    assert texts[-1] == model.chat(tokenizer, HELLO)
+
+
+def test_settings_of_the_checkpoint_are_obeyed(model, tokenizer):
+    model.generation_config.max_new_tokens = 3
+    answer = tokens(model, tokenizer)
+    assert len(answer) == 3
+    # Any of several ids may end the answer, and the step that ends it adds no text.
+    model.generation_config.eos_token_id = [2, answer[1]]
+    assert tokens(model, tokenizer) == answer[:2]
+    text = tokenizer.decode(answer[:1], skip_special_tokens=True)
+    assert model.chat(tokenizer, HELLO, stream=False).startswith(text)
+
+
+def test_sampling_settings_reach_the_engine(model):
+    settings = {"temperature": 0.3, "top_k": 5, "top_p": 0.85, "repetition_penalty": 1.1}
+    read = SamplingParams.from_generation_config(
+        GenerationConfig(do_sample=True, max_new_tokens=2048, eos_token_id=2, **settings)
+    )
+    assert read == SamplingParams(max_tokens=2048, eos_token_ids=(2,), **settings)
+
+
+def test_top_k_of_one_is_greedy_and_sampling_is_not(model, tokenizer):
+    greedy = tokens(model, tokenizer)
+    hot = {"do_sample": True, "temperature": 5.0}
+    assert tokens(model, tokenizer, settings=hot | {"top_k": 1}) == greedy
+    assert tokens(model, tokenizer, settings=hot | {"top_p": 1e-6}) == greedy
+    assert tokens(model, tokenizer, settings=hot) != greedy
+
+
+def test_what_a_given_configuration_leaves_open_is_the_checkpoints(model, tokenizer):
+    answer = tokens(model, tokenizer)
+    model.generation_config.eos_token_id = answer[4]
+    assert tokens(model, tokenizer, settings={"max_new_tokens": 20}) == answer[:5]
+    assert tokens(model, tokenizer, settings={"max_new_tokens": 2}) == answer[:2]
+    assert model.generation_config.max_new_tokens == 8
+    # Without any word on the end in either, the network's configuration has the last.
+    model.generation_config = GenerationConfig(max_new_tokens=8)
+    model.config.eos_token_id = answer[2]
+    assert tokens(model, tokenizer) == answer[:3]
+
+
+def test_without_a_length_the_answer_takes_half_the_context_at_most(model, tokenizer):
+    model.generation_config.max_new_tokens = None
+    model.generation_config.eos_token_id = []
+    assert len(tokens(model, tokenizer)) == 32
+
+
+def test_an_answer_longer_than_the_context_is_refused(model, tokenizer):
+    with pytest.raises(UsageError, match=r"64 leaves no room .* ask for at most 63"):
+        model.chat(tokenizer, HELLO, generation_config=GenerationConfig(max_new_tokens=64))
+
+
+def test_rounds_that_do_not_fit_are_dropped_whole(model, tokenizer):
+    def say(i):
+        user, assistant = f"question {i} ...", f"answer {i}"
+        return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+
+    rounds = [message for i in range(12) for message in say(i)]
+    messages = [*rounds, {"role": "user", "content": "hello"}]
+    prompt = encode_chat(tokenizer, messages, max_input=64 - 8)
+    assert 0 < len(prompt) <= 56
+    assert prompt[0] == 195
+    steps = list(model.chat_steps(tokenizer, messages))
+    assert steps[0].usage.prompt_tokens == len(prompt)
+    kept = next(
+        messages[i:] for i in range(len(messages)) if encode_chat(tokenizer, messages[i:]) == prompt
+    )
+    assert kept[0]["role"] == "user"
+    assert tokens(model, tokenizer, kept) == [step.token for step in steps]
+
+
+def test_role_ids_come_from_the_generation_configuration(model, tokenizer):
+    before = tokens(model, tokenizer)
+    model.generation_config.user_token_id = 300
+    ids = torch.tensor([encode_chat(tokenizer, HELLO, user_token_id=300)])
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), **GREEDY)
+    assert tokens(model, tokenizer) == expected[0, ids.shape[1] :].tolist() != before
+
+
+@pytest.mark.parametrize("mode", ["train", "checkpointing", "gradients", "no grad"])
+def test_every_mode_answers_alike_and_is_kept(model, tokenizer, mode):
+    expected = tokens(model, tokenizer)
+    if mode in ("train", "checkpointing"):
+        model.train()
+        model.model.layers[0].eval()
+    if mode == "checkpointing":
+        model.gradient_checkpointing_enable()
+    before = [module.training for module in model.modules()]
+    with torch.set_grad_enabled(mode != "no grad"), warnings.catch_warnings():
+        assert tokens(model, tokenizer) == expected
+        # The network trains on: nothing of inference mode stays in its weights.
+        if mode != "no grad":
+            model(torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+    assert [module.training for module in model.modules()] == before
+
+
+def test_wrong_messages_are_refused_before_the_first_token(model, tokenizer):
+    for stream in (False, True):
+        with pytest.raises(PromptError, match="messages is empty"):
+            model.chat(tokenizer, [], stream=stream)
