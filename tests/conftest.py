@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 import baichuan  # registers the classes with transformers
 
@@ -12,6 +13,8 @@ SHARED = Path(os.environ.get("BAICHUAN_SHARED", Path(__file__).parents[2] / "sha
 COPIED = Path(__file__).parent / "data"
 
 torch.set_num_threads(1)  # the suite runs in several processes
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -51,10 +51,12 @@ def test_every_way_to_greedy_gives_the_same(model, ids, options):
     assert torch.equal(generate(model, prompt, **options), greedy(model, prompt))
 
 
-def test_engine_is_greedy_generate(model, ids):
-    params = SamplingParams(max_tokens=NEW, eos_token_ids=())
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_engine_is_greedy_generate(model, ids, penalty):
+    params = SamplingParams(max_tokens=NEW, eos_token_ids=(), repetition_penalty=penalty)
     steps = Engine(model, str).generate(ids[0].tolist(), params)
-    assert [step.token for step in steps] == greedy(model, ids)[0, 7:].tolist()
+    expected = generate(model, ids, repetition_penalty=penalty)
+    assert [step.token for step in steps] == expected[0, 7:].tolist()
 
 
 @pytest.mark.parametrize("kind", ["itself", "another"])

@@ -121,7 +121,9 @@ def test_gradient_checkpointing_changes_no_gradient(model, ids, arguments):
         if checkpointing:
             net.gradient_checkpointing_enable(arguments or None)
             assert net.is_activation_checkpointing
-        net(ids, labels=ids, attention_mask=torch.ones_like(ids)).loss.backward()
+        out = net(ids, labels=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+        assert (out.past_key_values is None) == checkpointing
+        out.loss.backward()
         gradients.append({name: p.grad for name, p in net.named_parameters()})
     for name, plain in gradients[0].items():
         assert plain.abs().sum() > 0, name
@@ -196,12 +198,16 @@ def test_embeddings_can_be_exchanged_and_resized(model, ids):
     assert model.model.embed_tokens is doubled
 
 
-def test_head_is_tied_only_if_the_configuration_says_so(ids):
+def test_head_is_tied_only_if_the_configuration_says_so(ids, tmp_path):
     for tied in (False, True):
         net = baichuan.BaichuanForCausalLM(tiny_config(tie_word_embeddings=tied))
         assert (net.lm_head.weight is net.model.embed_tokens.weight) == tied
         net(ids, labels=ids).loss.backward()
         assert net.model.embed_tokens.weight.grad.abs().sum() > 0
+        net.save_pretrained(tmp_path / str(tied))
+        read = AutoModelForCausalLM.from_pretrained(tmp_path / str(tied))
+        assert (read.lm_head.weight is read.model.embed_tokens.weight) == tied
+        assert torch.equal(read.lm_head.weight, net.lm_head.weight)
 
 
 @torch.no_grad()
