@@ -209,7 +209,10 @@ def test_import_after_transformers(hub_directory, run, before):
 
 
 def test_the_published_vocabulary(hub_directory, run, reference):
-    directory = hub_directory(vocabulary=reference / "tokenizer" / "tokenizer.model")
+    vocabulary = reference / "tokenizer" / "tokenizer.model"
+    if not vocabulary.is_file():
+        pytest.skip("needs the published vocabulary of the shared reference data")
+    directory = hub_directory(vocabulary=vocabulary)
     run("import baichuan\n" + snippet(directory) + "assert len(tokenizer) == 64000")
 
 

@@ -18,6 +18,7 @@ from rich.text import Text
 from baichuan.checkpoint.load import DEMO
 from baichuan.hub import local_directory
 from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.pretrained import read_config
 from baichuan.version import __version__
 from baichuan.weights import WeightFiles
 
@@ -86,7 +87,7 @@ def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 def _model(name: str | None) -> dict[str, str]:
     directory = local_directory(DEMO if name is None else name)
-    config = BaichuanConfig.from_pretrained(directory)
+    config = read_config(directory)
     weights = WeightFiles(directory)
     return {
         "name": "demo (small; comes with the package)" if name is None else name,
