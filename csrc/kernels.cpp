@@ -1,0 +1,723 @@
+// Kernels for quantized weights on CPUs: a plain C interface, one translation unit, every instruction set.
+//
+// Each instruction set is a region between target pragmas that defines a few vector primitives and then
+// includes loops.inc, so that all of them run the same loops. The choice is made at run time. Nothing
+// here checks its arguments: src/baichuan/kernels/ops.py does, once, for all callers.
+//
+// Layout of weights [rows, columns], the one that is saved: blocks of 16 rows. In a block, 4 columns of
+// the 16 rows are 64 bytes, row after row (int8: value + 128). For int4, 8 columns are 64 bytes: the low
+// nibbles hold columns 0..3, the high nibbles columns 4..7 (value + 8). Scales are bfloat16
+// [block, group, 16], or [block, 16] with one scale a row. Rows are padded to 16, columns to groups.
+//
+// Arithmetic: activations are rounded to int8 with one float32 scale per row and group; products are
+// summed in int32, exactly, within a group; then y = fma(float(sum), weight scale * activation scale, y)
+// in float32, group after group. Every path does just this, so a result does not depend, to the last
+// bit, on the instruction set, the number of rows in the batch or the number of threads.
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+#if defined(__linux__) && defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+constexpr int kBlock = 16;   // rows of a block
+constexpr int kChunk = 64;   // bytes of a chunk: 4 columns of int8, 8 of int4
+constexpr int kAhead = 2048;  // bytes by which weights are fetched in advance
+
+// Inlined into every region, so that each instruction set compiles it for itself.
+#define ALWAYS inline __attribute__((always_inline))
+
+enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+
+// Activations after rounding: codes [rows, columns], scales and sums [rows, groups].
+struct Activations {
+  const int8_t* codes;
+  const float* scales;
+  const int32_t* sums;
+  int64_t rows, columns, groups;
+};
+
+struct Weights {
+  const uint8_t* codes;
+  const uint16_t* scales;
+  int64_t rows, group;
+  int32_t bits;
+  int32_t scale_step;  // from one group's scales to the next's: 16, or 0 where a row has one scale
+  const uint8_t* block_codes(int64_t block, int64_t groups) const {
+    return codes + block * groups * group * kBlock * bits / 8;
+  }
+  const uint16_t* block_scales(int64_t block, int64_t groups) const {
+    return scales + block * kBlock * (scale_step ? groups : 1);
+  }
+};
+
+struct Implementation {
+  void (*block)(const Activations&, const Weights&, int64_t index, float* out);
+  void (*round_row)(const float*, int64_t, int64_t, int64_t, int8_t*, float*, int32_t*);
+  void (*widen)(const void*, int32_t, int64_t, float*);
+  void (*normalize)(float*, const float*, int64_t, float);
+  void (*gate_up)(float*, const float*, int64_t);
+  void (*attend_one)(const float*, const void*, const void*, int32_t, int64_t, int64_t, float, float*,
+                     float*);
+};
+
+ALWAYS float from_bf16(uint16_t half) {
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+ALWAYS uint16_t to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 64);  // NaN
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// e^x with a relative error below 2e-7: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. Plain
+// arithmetic, so that compilers make vectors of it; never subnormal, never infinite.
+ALWAYS float exponential(float x) {
+  x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
+  const float n = std::nearbyint(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.98756915e-4f;
+  p = p * r + 1.39819995e-3f;
+  p = p * r + 8.33345191e-3f;
+  p = p * r + 4.16657959e-2f;
+  p = p * r + 1.66666655e-1f;
+  p = p * r + 5.00000012e-1f;
+  p = p * r * r + r + 1.0f;
+  const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+// Largest magnitude; bits of non-negative floats are ordered as integers, and a NaN is above them all.
+ALWAYS float largest(const float* x, int64_t count) {
+  int32_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffff;
+    most = bits > most ? bits : most;
+  }
+  float value;
+  std::memcpy(&value, &most, 4);
+  return value;
+}
+
+// Dot products in 16 partial sums, so that every instruction set adds in the same order.
+ALWAYS float sum16(const float* part) {
+  float total = 0.0f;
+  for (int j = 0; j < 16; ++j) total += part[j];
+  return total;
+}
+
+ALWAYS float dot_floats(const float* a, const float* b, int64_t count) {
+  float part[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16)
+    for (int j = 0; j < 16; ++j) part[j] += a[i + j] * b[i + j];
+  for (; i < count; ++i) part[i % 16] += a[i] * b[i];
+  return sum16(part);
+}
+
+ALWAYS float dot_halves(const float* a, const uint16_t* b, int64_t count) {
+  float part[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16)
+    for (int j = 0; j < 16; ++j) part[j] += a[i + j] * from_bf16(b[i + j]);
+  for (; i < count; ++i) part[i % 16] += a[i] * from_bf16(b[i]);
+  return sum16(part);
+}
+
+// ---- Plain C++, for any processor -------------------------------------------------------------------
+
+namespace generic {
+#define LANES 4
+#define MOST_ROWS 4
+#define OFFSET8 128
+struct Ints { int32_t v[LANES]; };
+struct Floats { float v[LANES]; };
+struct Bytes { uint8_t v[4 * LANES]; };
+inline Floats zero_floats() { return Floats{}; }
+inline Ints set_ints(int32_t x) {
+  Ints out;
+  for (int i = 0; i < LANES; ++i) out.v[i] = x;
+  return out;
+}
+inline Ints add_ints(Ints a, Ints b) {
+  for (int i = 0; i < LANES; ++i) a.v[i] += b.v[i];
+  return a;
+}
+inline Bytes load_bytes(const uint8_t* p) {
+  Bytes out;
+  std::memcpy(out.v, p, sizeof out.v);
+  return out;
+}
+inline Bytes low_nibbles(Bytes b) {
+  for (uint8_t& x : b.v) x &= 15;
+  return b;
+}
+inline Bytes high_nibbles(Bytes b) {
+  for (uint8_t& x : b.v) x >>= 4;
+  return b;
+}
+inline Bytes prepare8(Bytes b) { return b; }
+inline Ints dot4(Ints sum, Bytes w, const int8_t* a) {
+  for (int i = 0; i < LANES; ++i)
+    for (int j = 0; j < 4; ++j) sum.v[i] += static_cast<int32_t>(w.v[4 * i + j]) * a[j];
+  return sum;
+}
+inline Ints dot8(Ints sum, Bytes w, const int8_t* a) { return dot4(sum, w, a); }
+inline Floats load_scales(const uint16_t* p) {
+  Floats out;
+  for (int i = 0; i < LANES; ++i) out.v[i] = from_bf16(p[i]);
+  return out;
+}
+inline Floats scaled_sum(Ints sum, Floats weight_scale, float scale, Floats y) {
+  for (int i = 0; i < LANES; ++i)
+    y.v[i] = std::fma(static_cast<float>(sum.v[i]), weight_scale.v[i] * scale, y.v[i]);
+  return y;
+}
+inline void store_floats(float* p, Floats y) { std::memcpy(p, y.v, sizeof y.v); }
+#include "loops.inc"
+#undef LANES
+#undef MOST_ROWS
+#undef OFFSET8
+}  // namespace generic
+
+#if defined(__x86_64__)
+
+// ---- AVX2 -------------------------------------------------------------------------------------------
+
+#define AVX2_PRIMITIVES                                                                                \
+  using Ints = __m256i;                                                                                \
+  using Floats = __m256;                                                                               \
+  using Bytes = __m256i;                                                                               \
+  inline Floats zero_floats() { return _mm256_setzero_ps(); }                                          \
+  inline Ints set_ints(int32_t x) { return _mm256_set1_epi32(x); }                                     \
+  inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }                              \
+  inline Bytes load_bytes(const uint8_t* p) {                                                          \
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));                                    \
+  }                                                                                                    \
+  inline Bytes low_nibbles(Bytes b) { return _mm256_and_si256(b, _mm256_set1_epi8(15)); }              \
+  inline Bytes high_nibbles(Bytes b) { return low_nibbles(_mm256_srli_epi16(b, 4)); }                  \
+  inline __m256i four(const int8_t* a) {                                                               \
+    int32_t bytes;                                                                                     \
+    std::memcpy(&bytes, a, 4);                                                                         \
+    return _mm256_set1_epi32(bytes);                                                                   \
+  }                                                                                                    \
+  inline Floats load_scales(const uint16_t* p) {                                                       \
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));                         \
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));                    \
+  }                                                                                                    \
+  inline Floats scaled_sum(Ints sum, Floats weight_scale, float scale, Floats y) {                     \
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(weight_scale, _mm256_set1_ps(scale)), y); \
+  }                                                                                                    \
+  inline void store_floats(float* p, Floats y) { _mm256_storeu_ps(p, y); }
+
+#define LANES 8
+#define MOST_ROWS 4
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+#define OFFSET8 0
+AVX2_PRIMITIVES
+// Codes below 16 cannot overflow the 16-bit sums of maddubs.
+inline Ints dot4(Ints sum, Bytes w, const int8_t* a) {
+  const __m256i pairs = _mm256_maddubs_epi16(w, four(a));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+// Codes of int8 could, so they become signed again; |w| times a with w's sign stays within 16 bits.
+inline Bytes prepare8(Bytes b) { return _mm256_xor_si256(b, _mm256_set1_epi8(-128)); }
+inline Ints dot8(Ints sum, Bytes w, const int8_t* a) {
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(four(a), w));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+#include "loops.inc"
+#undef OFFSET8
+}  // namespace avx2
+#pragma GCC pop_options
+
+// ---- AVX2 with VNNI ---------------------------------------------------------------------------------
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avxvnni")
+namespace avx2_vnni {
+#define OFFSET8 128
+AVX2_PRIMITIVES
+inline Ints dot4(Ints sum, Bytes w, const int8_t* a) {
+  return _mm256_dpbusd_avx_epi32(sum, w, four(a));
+}
+inline Bytes prepare8(Bytes b) { return b; }
+inline Ints dot8(Ints sum, Bytes w, const int8_t* a) { return dot4(sum, w, a); }
+#include "loops.inc"
+#undef OFFSET8
+}  // namespace avx2_vnni
+#pragma GCC pop_options
+
+#undef LANES
+#undef MOST_ROWS
+
+// ---- AVX512 with VNNI -------------------------------------------------------------------------------
+
+#define AVX512_PRIMITIVES                                                                              \
+  using Ints = __m512i;                                                                                \
+  using Floats = __m512;                                                                               \
+  using Bytes = __m512i;                                                                               \
+  inline Floats zero_floats() { return _mm512_setzero_ps(); }                                          \
+  inline Ints set_ints(int32_t x) { return _mm512_set1_epi32(x); }                                     \
+  inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }                              \
+  inline Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }                          \
+  inline Bytes low_nibbles(Bytes b) { return _mm512_and_si512(b, _mm512_set1_epi8(15)); }              \
+  inline Bytes high_nibbles(Bytes b) { return low_nibbles(_mm512_srli_epi16(b, 4)); }                  \
+  inline Bytes prepare8(Bytes b) { return b; }                                                         \
+  inline Ints dot4(Ints sum, Bytes w, const int8_t* a) {                                               \
+    int32_t bytes;                                                                                     \
+    std::memcpy(&bytes, a, 4);                                                                         \
+    return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(bytes));                                      \
+  }                                                                                                    \
+  inline Ints dot8(Ints sum, Bytes w, const int8_t* a) { return dot4(sum, w, a); }                     \
+  inline Floats load_scales(const uint16_t* p) {                                                       \
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));                      \
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));                    \
+  }                                                                                                    \
+  inline Floats scaled_sum(Ints sum, Floats weight_scale, float scale, Floats y) {                     \
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale)), y); \
+  }                                                                                                    \
+  inline void store_floats(float* p, Floats y) { _mm512_storeu_ps(p, y); }
+
+#define LANES 16
+#define MOST_ROWS 12
+#define OFFSET8 128
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni,prefer-vector-width=512")
+namespace avx512_vnni {
+AVX512_PRIMITIVES
+#include "loops.inc"
+}  // namespace avx512_vnni
+#pragma GCC pop_options
+
+// ---- AMX: tiles of 16 activation rows by 16 weight rows; what is left over goes to AVX512 ----------
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni,amx-tile,amx-int8")
+namespace amx {
+
+constexpr int kTile = 16;         // rows of a tile
+constexpr int kTileColumns = 64;  // int8 columns of a tile
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t columns[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// Spread the nibbles of a block over signed bytes, 64 bytes for 4 columns of 16 rows: a tile's layout.
+void unpack(const uint8_t* codes, int64_t chunks, int8_t* panel) {
+  const __m512i mask = _mm512_set1_epi8(15), offset = _mm512_set1_epi8(8);
+  for (int64_t c = 0; c < chunks; ++c) {
+    const __m512i packed = _mm512_loadu_si512(codes + c * kChunk);
+    __builtin_prefetch(codes + c * kChunk + kAhead);
+    const __m512i low = _mm512_and_si512(packed, mask);
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
+    _mm512_store_si512(panel + c * 128, _mm512_sub_epi8(low, offset));
+    _mm512_store_si512(panel + c * 128 + 64, _mm512_sub_epi8(high, offset));
+  }
+}
+
+// y [16, 16] = fma(sum - offset * sum of activations, scales, y); the first group begins at zero.
+inline void add_tile(const int32_t* sum, const Activations& a, int64_t row, int64_t g, int32_t offset,
+                     __m512 weight_scale, float* y) {
+  for (int r = 0; r < kTile; ++r) {
+    const int64_t at = (row + r) * a.groups + g;
+    __m512i total = _mm512_load_si512(sum + r * kTile);
+    if (offset) total = _mm512_sub_epi32(total, _mm512_set1_epi32(offset * a.sums[at]));
+    const __m512 scale = _mm512_mul_ps(weight_scale, _mm512_set1_ps(a.scales[at]));
+    const __m512 before = g ? _mm512_loadu_ps(y + r * kBlock) : _mm512_setzero_ps();
+    _mm512_storeu_ps(y + r * kBlock, _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scale, before));
+  }
+}
+
+// 32 rows of activations by two blocks of weights, whose codes lie in tiles at `panel`.
+template <int BITS>
+void square(const Activations& a, int64_t row, const Weights& w, int64_t block, const int8_t* const* panel,
+            float* const* out) {
+  alignas(64) int32_t sum[4][kTile * kTile];
+  const int8_t *above = a.codes + row * a.columns, *below = above + kTile * a.columns;
+  const uint16_t *left_scale = w.block_scales(block, a.groups), *right_scale = w.block_scales(block + 1, a.groups);
+  constexpr int32_t kOffset = BITS == 4 ? 0 : 128;
+  for (int64_t g = 0; g < a.groups; ++g) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = g * w.group; k < (g + 1) * w.group; k += kTileColumns) {
+      _tile_loadd(4, above + k, a.columns);
+      _tile_loadd(5, below + k, a.columns);
+      _tile_loadd(6, panel[0] + k * kTile, 64);
+      _tile_loadd(7, panel[1] + k * kTile, 64);
+      if (BITS == 4) {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+      } else {
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        _tile_dpbsud(2, 5, 6);
+        _tile_dpbsud(3, 5, 7);
+      }
+    }
+    _tile_stored(0, sum[0], 64);
+    _tile_stored(1, sum[1], 64);
+    _tile_stored(2, sum[2], 64);
+    _tile_stored(3, sum[3], 64);
+    const __m512 left = avx512_vnni::load_scales(left_scale + g * w.scale_step);
+    const __m512 right = avx512_vnni::load_scales(right_scale + g * w.scale_step);
+    add_tile(sum[0], a, row, g, kOffset, left, out[0] + row * kBlock);
+    add_tile(sum[1], a, row, g, kOffset, right, out[1] + row * kBlock);
+    add_tile(sum[2], a, row + kTile, g, kOffset, left, out[0] + (row + kTile) * kBlock);
+    add_tile(sum[3], a, row + kTile, g, kOffset, right, out[1] + (row + kTile) * kBlock);
+  }
+}
+
+// All rows of activations by two blocks of weights; `panel` has room for 2 * 16 * columns bytes.
+template <int BITS>
+void two_blocks(const Activations& a, const Weights& w, int64_t block, int8_t* panel, float* const* out) {
+  const int64_t size = kBlock * a.columns;
+  const int8_t* tiles[2];
+  for (int j = 0; j < 2; ++j) {
+    const uint8_t* codes = w.block_codes(block + j, a.groups);
+    tiles[j] = BITS == 4 ? panel + j * size : reinterpret_cast<const int8_t*>(codes);
+    if (BITS == 4) unpack(codes, a.columns / 8, panel + j * size);
+  }
+  const TileConfig config;
+  _tile_loadconfig(&config);
+  int64_t row = 0;
+  for (; row + 2 * kTile <= a.rows; row += 2 * kTile) square<BITS>(a, row, w, block, tiles, out);
+  _tile_release();
+  for (int j = 0; j < 2; ++j) avx512_vnni::one_block<BITS>(a, row, w, block + j, out[j]);
+}
+
+// Ask the system for the tile registers, once per process; false where it has none.
+bool permitted() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+}  // namespace amx
+#pragma GCC pop_options
+
+#undef LANES
+#undef MOST_ROWS
+#undef OFFSET8
+#endif  // __x86_64__
+
+// ---- NEON with dot products -------------------------------------------------------------------------
+
+#if defined(__aarch64__)
+#pragma GCC push_options
+#pragma GCC target("arch=armv8.2-a+dotprod")
+namespace neon {
+#define LANES 4
+#define MOST_ROWS 8
+#define OFFSET8 0
+using Ints = int32x4_t;
+using Floats = float32x4_t;
+using Bytes = uint8x16_t;
+inline Floats zero_floats() { return vdupq_n_f32(0.0f); }
+inline Ints set_ints(int32_t x) { return vdupq_n_s32(x); }
+inline Ints add_ints(Ints a, Ints b) { return vaddq_s32(a, b); }
+inline Bytes load_bytes(const uint8_t* p) { return vld1q_u8(p); }
+inline Bytes low_nibbles(Bytes b) { return vandq_u8(b, vdupq_n_u8(15)); }
+inline Bytes high_nibbles(Bytes b) { return vshrq_n_u8(b, 4); }
+inline Bytes prepare8(Bytes b) { return veorq_u8(b, vdupq_n_u8(128)); }
+inline Ints dot4(Ints sum, Bytes w, const int8_t* a) {
+  int32_t bytes;
+  std::memcpy(&bytes, a, 4);
+  return vdotq_s32(sum, vreinterpretq_s8_u8(w), vreinterpretq_s8_s32(vdupq_n_s32(bytes)));
+}
+inline Ints dot8(Ints sum, Bytes w, const int8_t* a) { return dot4(sum, w, a); }
+inline Floats load_scales(const uint16_t* p) {
+  return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+inline Floats scaled_sum(Ints sum, Floats weight_scale, float scale, Floats y) {
+  return vfmaq_f32(y, vcvtq_f32_s32(sum), vmulq_n_f32(weight_scale, scale));
+}
+inline void store_floats(float* p, Floats y) { vst1q_f32(p, y); }
+#include "loops.inc"
+#undef LANES
+#undef MOST_ROWS
+#undef OFFSET8
+}  // namespace neon
+#pragma GCC pop_options
+#endif  // __aarch64__
+
+// ---- Choice of the instruction set ------------------------------------------------------------------
+
+enum Level : int32_t { kGeneric = 0, kAvx2 = 1, kAvx2Vnni = 2, kAvx512Vnni = 3, kAmx = 4, kNeon = 5 };
+
+bool available(int32_t level) {
+  switch (level) {
+    case kGeneric:
+      return true;
+#if defined(__x86_64__)
+    case kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case kAvx2Vnni:
+      return available(kAvx2) && __builtin_cpu_supports("avxvnni");
+    case kAvx512Vnni:
+      return available(kAvx2) && __builtin_cpu_supports("avx512vnni") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    case kAmx:
+      return available(kAvx512Vnni) && __builtin_cpu_supports("amx-int8") && amx::permitted();
+#elif defined(__aarch64__) && defined(__linux__)
+    case kNeon:
+      return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+    case kNeon:
+      return true;
+#endif
+    default:
+      return false;
+  }
+}
+
+const Implementation& implementation(int32_t level) {
+  switch (level) {
+#if defined(__x86_64__)
+    case kAvx2:
+      return avx2::kImplementation;
+    case kAvx2Vnni:
+      return avx2_vnni::kImplementation;
+    case kAvx512Vnni:
+    case kAmx:
+      return avx512_vnni::kImplementation;
+#elif defined(__aarch64__)
+    case kNeon:
+      return neon::kImplementation;
+#endif
+    default:
+      return generic::kImplementation;
+  }
+}
+
+// ---- Work of one call -------------------------------------------------------------------------------
+
+constexpr int64_t kMostRows = 512;  // activation rows of one pass; bounds the scratch memory
+
+template <typename T>
+struct Scratch {  // grows, is kept by its thread, is never cleared
+  std::unique_ptr<T, decltype(&std::free)> memory{nullptr, &std::free};
+  int64_t size = 0;
+  T* get(int64_t count) {
+    if (count > size) {
+      const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+      memory.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+      size = count;
+    }
+    return memory.get();
+  }
+};
+
+inline void store_row(void* to, int32_t dtype, int64_t at, const float* from, int64_t count) {
+  if (dtype == kFloat32) {
+    std::memcpy(static_cast<float*>(to) + at, from, count * sizeof(float));
+    return;
+  }
+  uint16_t* half = static_cast<uint16_t*>(to) + at;
+  for (int64_t i = 0; i < count; ++i) half[i] = to_bf16(from[i]);
+}
+
+inline void add_row(const void* from, int32_t dtype, int64_t at, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    to[i] += dtype == kFloat32 ? static_cast<const float*>(from)[at + i]
+                               : from_bf16(static_cast<const uint16_t*>(from)[at + i]);
+}
+}  // namespace
+
+// What a call of baichuan_linear is given; the same fields in src/baichuan/kernels/native.py.
+struct Linear {
+  const void* x;          // [rows, columns], dtype
+  const float* norm;      // [columns] or null: weight of an RMS norm that x goes through first
+  const uint8_t* codes;   // weights [outputs, columns]
+  const uint16_t* scales;
+  const uint8_t* up_codes;  // or null; else y = silu(x w) * (x up)
+  const uint16_t* up_scales;
+  const void* residual;  // [rows, outputs], dtype, or null: added to y
+  void* y;               // [rows, outputs], dtype
+  int64_t rows, columns, outputs, group;
+  int32_t bits, scale_groups, up_bits, up_scale_groups, dtype, level;
+  float eps;
+};
+
+namespace {
+
+class Pass {
+ public:
+  Pass(const Linear& call, int64_t first, int64_t rows)
+      : call_(call), run_(implementation(call.level)), first_(first) {
+    const int64_t groups = (call.columns + call.group - 1) / call.group;
+    a_ = {nullptr, nullptr, nullptr, rows, groups * call.group, groups};
+    w_ = weights(call.codes, call.scales, call.bits, call.scale_groups);
+    up_ = weights(call.up_codes, call.up_scales, call.up_bits, call.up_scale_groups);
+  }
+
+  void run() {
+    thread_local Scratch<int8_t> codes;
+    thread_local Scratch<float> scales;
+    thread_local Scratch<int32_t> sums;
+    int8_t* code = codes.get(a_.rows * a_.columns);
+    float* scale = scales.get(a_.rows * a_.groups);
+    int32_t* sum = sums.get(a_.rows * a_.groups);
+    a_.codes = code;
+    a_.scales = scale;
+    a_.sums = sum;
+    const int64_t units = (call_.outputs + 2 * kBlock - 1) / (2 * kBlock);
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+      for (int64_t m = 0; m < a_.rows; ++m) round(m, code, scale, sum);
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t u = 0; u < units; ++u) unit(u);
+    }
+  }
+
+ private:
+  Weights weights(const uint8_t* codes, const uint16_t* scales, int32_t bits, int32_t groups) const {
+    return {codes, scales, call_.outputs, call_.group, bits, groups > 1 ? kBlock : 0};
+  }
+
+  void round(int64_t m, int8_t* codes, float* scales, int32_t* sums) const {
+    thread_local Scratch<float> rows;
+    float* row = rows.get(call_.columns);
+    const int64_t size = call_.dtype == kFloat32 ? 4 : 2;
+    run_.widen(static_cast<const char*>(call_.x) + (first_ + m) * call_.columns * size, call_.dtype,
+               call_.columns, row);
+    if (call_.norm) run_.normalize(row, call_.norm, call_.columns, call_.eps);
+    run_.round_row(row, call_.columns, call_.group, a_.groups, codes + m * a_.columns,
+                   scales + m * a_.groups, sums + m * a_.groups);
+  }
+
+  // Two blocks of outputs for all rows.
+  void unit(int64_t u) const {
+    thread_local Scratch<float> tiles;
+    const int64_t size = a_.rows * kBlock;
+    float* tile = tiles.get(4 * size);
+    multiply(w_, u, tile);
+    if (up_.codes) {
+      multiply(up_, u, tile + 2 * size);
+      run_.gate_up(tile, tile + 2 * size, 2 * size);
+    }
+    for (int64_t j = 0; j < 2; ++j) {
+      const int64_t begin = (2 * u + j) * kBlock;
+      const int64_t count = call_.outputs - begin < kBlock ? call_.outputs - begin : kBlock;
+      for (int64_t m = 0; m < a_.rows && count > 0; ++m) {
+        const int64_t at = (first_ + m) * call_.outputs + begin;
+        float* row = tile + j * size + m * kBlock;
+        if (call_.residual) add_row(call_.residual, call_.dtype, at, row, count);
+        store_row(call_.y, call_.dtype, at, row, count);
+      }
+    }
+  }
+
+  void multiply(const Weights& w, int64_t u, float* tile) const {
+    float* out[2] = {tile, tile + a_.rows * kBlock};
+    const bool two = (2 * u + 1) * kBlock < call_.outputs;
+#if defined(__x86_64__)
+    if (call_.level == kAmx && two && a_.rows >= 2 * amx::kTile && w.group % amx::kTileColumns == 0) {
+      thread_local Scratch<int8_t> panel;
+      int8_t* room = panel.get(2 * kBlock * a_.columns);
+      if (w.bits == 4)
+        amx::two_blocks<4>(a_, w, 2 * u, room, out);
+      else
+        amx::two_blocks<8>(a_, w, 2 * u, room, out);
+      return;
+    }
+#endif
+    for (int j = 0; j < 1 + two; ++j) run_.block(a_, w, 2 * u + j, out[j]);
+  }
+
+  const Linear& call_;
+  const Implementation& run_;
+  int64_t first_;
+  Activations a_;
+  Weights w_, up_;
+};
+
+}  // namespace
+
+// What a call of baichuan_attend is given, one row per sequence; see native.py.
+struct Attend {
+  const void* query;  // [sequences, heads, width], dtype
+  void* out;          // the same shape
+  const void* const* keys;    // per sequence [heads, capacity, width], dtype
+  const void* const* values;
+  const int64_t* counts;      // positions held
+  const int64_t* capacities;
+  const float* slopes;  // [heads], or null: no ALiBi
+  int64_t sequences, heads, width;
+  int32_t dtype, level;
+};
+
+extern "C" {
+
+#define BAICHUAN_EXPORT __attribute__((visibility("default")))
+
+BAICHUAN_EXPORT int32_t baichuan_available(int32_t level) { return available(level) ? 1 : 0; }
+
+BAICHUAN_EXPORT void baichuan_linear(const Linear* call) {
+  for (int64_t first = 0; first < call->rows; first += kMostRows) {
+    const int64_t left = call->rows - first;
+    Pass(*call, first, left < kMostRows ? left : kMostRows).run();
+  }
+}
+
+BAICHUAN_EXPORT void baichuan_attend(const Attend* call) {
+  const Implementation& run = implementation(call->level);
+  const int64_t bytes = call->dtype == kFloat32 ? 4 : 2;
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t task = 0; task < call->sequences * call->heads; ++task) {
+    thread_local Scratch<float> scratch;
+    const int64_t s = task / call->heads, h = task % call->heads, width = call->width;
+    const int64_t count = call->counts[s], skip = h * call->capacities[s] * width * bytes;
+    float* query = scratch.get(2 * width + count);
+    float *out = query + width, *scores = out + width;
+    run.widen(static_cast<const char*>(call->query) + task * width * bytes, call->dtype, width, query);
+    run.attend_one(query, static_cast<const char*>(call->keys[s]) + skip,
+                   static_cast<const char*>(call->values[s]) + skip, call->dtype, count, width,
+                   call->slopes ? call->slopes[h] : 0.0f, scores, out);
+    store_row(call->out, call->dtype, task * width, out, width);
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,252 @@
+"""Quantizing a checkpoint on disk, tensor by tensor: peak memory is one shard, not the model.
+
+The result grows in TARGET.partial and is renamed when whole. Killed, it goes on behind the last
+finished shard, whose checksum is in its journal. Knows files and names; the rounding is quant's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from baichuan.errors import CheckpointError, UsageError
+from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.network import BaichuanForCausalLM
+from baichuan.model.pretrained import compare_shapes, read_config
+from baichuan.model.quantization import BaichuanQuantizationConfig
+from baichuan.quant.linear import QuantizedLinear
+from baichuan.quant.plan import Plan, linears
+from baichuan.quant.scheme import Scheme
+from baichuan.weights import WeightFiles
+
+_SHARD_BYTES = 500_000_000
+_JOURNAL, _INDEX, _SUMS = "journal.json", "model.safetensors.index.json", "SHA256SUMS"
+_COPIED = (
+    *("generation_config.json", "tokenizer.model", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+
+#: The source's tensors that one file of the result holds, each with its scheme (None: as it is).
+Shard = dict[str, Scheme | None]
+
+
+def quantize_checkpoint(
+    source: Path,
+    target: Path,
+    plan: Plan,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write a quantized copy of a checkpoint.
+
+    Args:
+        source: directory of a checkpoint in float32, bfloat16 or float16.
+        target: directory to make; it must not exist.
+        plan: which matrices, and how.
+        progress: told (bytes of the source finished, all bytes) after each tensor.
+
+    Raises:
+        CheckpointError: the source is damaged or quantized already, the disk is too small.
+        UsageError: the target exists.
+    """
+    config = read_config(source)
+    if getattr(config, "quantization_config", None) is not None:
+        raise CheckpointError(
+            f"{source} is quantized already; quantizing it twice would lose more. "
+            "Give the directory of the original weights."
+        )
+    if target.exists():
+        raise UsageError(f"{target} exists; give a name that is free, or remove it first.")
+    weights = WeightFiles(source)
+    shapes = {name: shape for name, shape in weights.shapes.items() if "inv_freq" not in name}
+    schemes = _schemes(config, plan, source, shapes)
+    partial = target.with_name(target.name + ".partial")
+    _check_room(partial, shapes, schemes)
+    partial.mkdir(parents=True, exist_ok=True)
+    journal = _Journal(partial, {"plan": plan.to_dict(), "source": _fingerprint(weights)})
+    shards = list(_shards(shapes, schemes))
+    _write_shards(weights, shapes, shards, journal, progress)
+    _finish(source, partial, config, plan, shards, journal)
+    partial.rename(target)
+
+
+def _schemes(
+    config: BaichuanConfig, plan: Plan, source: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Scheme]:
+    """Give the scheme of each weight to quantize, having checked that all tensors are there."""
+    with torch.device("meta"):
+        network: nn.Module = BaichuanForCausalLM(config)
+    compare_shapes(source, shapes, {n: tuple(t.shape) for n, t in network.state_dict().items()})
+    return {f"{name}.weight": scheme for name, scheme in linears(network, plan).items()}
+
+
+def _stored(shape: tuple[int, ...], scheme: Scheme | None) -> int:
+    """Bytes of one tensor in the result, about."""
+    count = torch.Size(shape).numel()
+    return 2 * count if scheme is None else int(count * scheme.stored_bits(shape[-1]) / 8)
+
+
+def _check_room(
+    partial: Path, shapes: Mapping[str, tuple[int, ...]], schemes: Mapping[str, Scheme]
+) -> None:
+    needed = sum(_stored(shape, schemes.get(name)) for name, shape in shapes.items())
+    held = sum(file.stat().st_size for file in partial.glob("*")) if partial.exists() else 0
+    existing = next(p for p in partial.absolute().parents if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free + held < needed * 1.02:
+        raise CheckpointError(
+            f"{existing} has {free / 1e9:.1f} GB free; the quantized checkpoint needs "
+            f"{needed / 1e9:.1f} GB. Free some, or give a directory on another disk."
+        )
+
+
+def _shards(
+    shapes: Mapping[str, tuple[int, ...]], schemes: Mapping[str, Scheme]
+) -> Iterator[Shard]:
+    """Group the source's tensors, in its order, into files of about `_SHARD_BYTES`."""
+    shard: Shard = {}
+    size = 0
+    for name, shape in shapes.items():
+        stored = _stored(shape, schemes.get(name))
+        if shard and size + stored > _SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = schemes.get(name)
+        size += stored
+    yield shard
+
+
+class _Journal:
+    """Which shards of an unfinished result are whole, by checksum."""
+
+    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
+        """Take up the journal of an earlier run, if that had the same source and plan."""
+        self.directory, self._settings = directory, settings
+        self.sums: dict[str, str] = {}
+        path = directory / _JOURNAL
+        if path.exists():
+            earlier = json.loads(path.read_text("utf-8"))
+            if earlier["settings"] == settings:
+                self.sums = earlier["sums"]
+            else:
+                raise UsageError(
+                    f"{directory} holds an unfinished run with other settings or of another "
+                    "source; remove it, or give another target."
+                )
+
+    def has(self, file: str) -> bool:
+        """Say whether a shard is there and whole."""
+        path = self.directory / file
+        return file in self.sums and path.exists() and checksum(path) == self.sums[file]
+
+    def add(self, file: str) -> None:
+        """Record a shard that was just written."""
+        self.sums[file] = checksum(self.directory / file)
+        content = {"settings": self._settings, "sums": self.sums}
+        _write(self.directory / _JOURNAL, json.dumps(content, indent=1))
+
+
+def _write_shards(
+    weights: WeightFiles,
+    shapes: Mapping[str, tuple[int, ...]],
+    shards: list[Shard],
+    journal: _Journal,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Pass over the source once; tensors of finished shards are skipped unread."""
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    total, done = sum(sizes.values()), 0
+    source = ((name, tensor) for name, tensor in weights.tensors() if name in shapes)
+    for number, shard in enumerate(shards, start=1):
+        file = _file(number, len(shards))
+        whole = journal.has(file)
+        tensors: dict[str, Tensor] = {}
+        for _ in shard:
+            name, tensor = next(source)
+            if not whole:
+                tensors |= _converted(name, tensor, shard[name])
+            done += sizes[name]
+            progress(done, total)
+        if not whole:
+            _save(tensors, journal.directory / file)
+            journal.add(file)
+
+
+def _converted(name: str, tensor: Tensor, scheme: Scheme | None) -> dict[str, Tensor]:
+    if scheme is None:
+        return {name: tensor}
+    module = name.removesuffix(".weight")
+    layer = QuantizedLinear.from_weight(tensor, scheme)
+    return {f"{module}.codes": layer.codes, f"{module}.scales": layer.scales}
+
+
+def _finish(
+    source: Path,
+    partial: Path,
+    config: BaichuanConfig,
+    plan: Plan,
+    shards: list[Shard],
+    journal: _Journal,
+) -> None:
+    """Write what stands beside the shards, and check each shard once more."""
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = _file(number, len(shards))
+        if not journal.has(file):
+            raise CheckpointError(f"{partial / file} is not what was written: is the disk failing?")
+        for name, scheme in shard.items():
+            module = name.removesuffix(".weight")
+            names = [name] if scheme is None else [f"{module}.codes", f"{module}.scales"]
+            places |= dict.fromkeys(names, file)
+    total = sum((partial / file).stat().st_size for file in journal.sums)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    _write(partial / _INDEX, json.dumps(index, indent=1))
+    config.quantization_config = BaichuanQuantizationConfig.of(plan)
+    config.save_pretrained(partial)
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, partial / name)
+    # In the form that `sha256sum -c` reads.
+    _write(partial / _SUMS, "".join(f"{s}  {file}\n" for file, s in sorted(journal.sums.items())))
+    (partial / _JOURNAL).unlink()
+
+
+def _file(number: int, count: int) -> str:
+    return f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def _fingerprint(weights: WeightFiles) -> dict[str, list[int]]:
+    """Tell one source from another without reading it: sizes and times of its files."""
+    stats = {file.path.name: file.path.stat() for file in weights.files}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def checksum(path: Path) -> str:
+    """Give the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"format": "pt"})
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)

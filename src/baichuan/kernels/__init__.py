@@ -1,0 +1,1 @@
+"""Arithmetic on quantized weights: one spec in plain torch, and native code that equals it."""

@@ -1,0 +1,82 @@
+"""How the codes of a quantized matrix lie in memory: the order that every kernel reads.
+
+Blocks of 16 rows. In a block, 4 columns of its 16 rows are 64 consecutive bytes, row after row
+(int8, stored as code + 128). For int4, 8 columns are 64 bytes: the low nibbles hold columns 0..3,
+the high nibbles columns 4..7 (stored as code + 8). Scales lie apart, 16 rows of one group at a
+time. Rows are filled up to 16 and columns to whole groups with codes of 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 16
+_OFFSETS = {4: 8, 8: 128}
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A quantized weight [rows, columns], as it is saved and as kernels read it.
+
+    Attributes:
+        codes: uint8 [blocks, chunks, 64].
+        scales: bfloat16 [blocks, groups, 16], or [blocks, 1, 16] where each row has one scale.
+        bits: 4 or 8.
+        group_size: columns that share one scale of the activations and, with several scales a row,
+            of the weight.
+        rows, columns: of the matrix without filling.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bits: int
+    group_size: int
+    rows: int
+    columns: int
+
+
+def packed_shapes(
+    rows: int, columns: int, bits: int, group_size: int, per_row: bool
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Give the shapes of codes and scales."""
+    blocks, groups = -(-rows // BLOCK), -(-columns // group_size)
+    chunks = groups * group_size * bits // 32
+    return (blocks, chunks, 64), (blocks, 1 if per_row else groups, BLOCK)
+
+
+def pack(codes: Tensor, scales: Tensor, bits: int, group_size: int) -> PackedMatrix:
+    """Lay out codes int8 [rows, columns] and scales [rows, groups or 1]."""
+    rows, columns = codes.shape
+    more_rows, more_columns = -rows % BLOCK, -columns % group_size
+    stored = F.pad(codes.to(torch.int16), (0, more_columns, 0, more_rows)) + _OFFSETS[bits]
+    blocks = stored.to(torch.uint8).view(-1, BLOCK, (columns + more_columns) // 4, 4)
+    chunks = blocks.transpose(1, 2).reshape(len(blocks), -1, 64)
+    if bits == 4:
+        chunks = chunks[:, 0::2] | (chunks[:, 1::2] << 4)
+    padded = F.pad(scales.to(torch.bfloat16), (0, 0, 0, more_rows)).view(-1, BLOCK, scales.shape[1])
+    return PackedMatrix(
+        chunks.contiguous(), padded.transpose(1, 2).contiguous(), bits, group_size, rows, columns
+    )
+
+
+def unpack(matrix: PackedMatrix) -> tuple[Tensor, Tensor]:
+    """Undo `pack`: codes int8 [rows, columns] and scales bfloat16 [rows, groups or 1]."""
+    chunks = matrix.codes
+    if matrix.bits == 4:
+        chunks = torch.stack([chunks & 15, chunks >> 4], dim=2).flatten(1, 2)
+    stored = chunks.view(len(chunks), -1, BLOCK, 4).transpose(1, 2).reshape(len(chunks) * BLOCK, -1)
+    codes = (stored.to(torch.int16) - _OFFSETS[matrix.bits]).to(torch.int8)
+    scales = matrix.scales.transpose(1, 2).reshape(len(chunks) * BLOCK, -1)
+    return codes[: matrix.rows, : matrix.columns], scales[: matrix.rows]
+
+
+def dequantize(matrix: PackedMatrix, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Give the matrix [rows, columns] that codes and scales stand for."""
+    codes, scales = unpack(matrix)
+    if scales.shape[1] > 1:
+        scales = scales.repeat_interleave(matrix.group_size, 1)[:, : matrix.columns]
+    return (codes.float() * scales.float()).to(dtype)

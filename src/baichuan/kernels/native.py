@@ -1,0 +1,107 @@
+"""Finds the compiled kernels and the best instruction set; knows addresses, not what they mean.
+
+The shared library is built from csrc/ when the package is installed, if there is a compiler.
+Without it everything runs in plain torch (reference.py). `BAICHUAN_KERNELS` forces one
+implementation by its name, `torch` among them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch  # noqa: F401  (first: the library then shares torch's OpenMP threads)
+
+from baichuan.errors import UsageError
+
+#: Plain torch: what runs where the native library is absent.
+TORCH = "torch"
+#: Native implementations, the best last, and their numbers in csrc/kernels.cpp.
+LEVELS = {"generic": 0, "neon": 5, "avx2": 1, "avx2-vnni": 2, "avx512-vnni": 3, "amx": 4}
+_VARIABLE = "BAICHUAN_KERNELS"
+_NAME = "_native"
+
+_POINTER, _INT64, _INT32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+
+
+class LinearCall(ctypes.Structure):
+    """`struct Linear` of csrc/kernels.cpp."""
+
+    _fields_ = (
+        *((n, _POINTER) for n in ("x", "norm", "codes", "scales", "up_codes", "up_scales")),
+        *((n, _POINTER) for n in ("residual", "y")),
+        *((n, _INT64) for n in ("rows", "columns", "outputs", "group")),
+        *((n, _INT32) for n in ("bits", "scale_groups", "up_bits", "up_scale_groups")),
+        *((n, _INT32) for n in ("dtype", "level")),
+        ("eps", ctypes.c_float),
+    )
+
+
+class AttendCall(ctypes.Structure):
+    """`struct Attend` of csrc/kernels.cpp."""
+
+    _fields_ = (
+        *((n, _POINTER) for n in ("query", "out", "keys", "values", "counts", "capacities")),
+        ("slopes", _POINTER),
+        *((n, _INT64) for n in ("sequences", "heads", "width")),
+        *((n, _INT32) for n in ("dtype", "level")),
+    )
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """Load the compiled kernels; None where there are none, with one warning."""
+    found = [Path(__file__).with_name(_NAME + suffix) for suffix in EXTENSION_SUFFIXES]
+    path = next((p for p in found if p.exists()), None)
+    reason = "it was not built: no C++ compiler was there when the package was installed"
+    if path is not None:
+        try:
+            return _declared(ctypes.CDLL(str(path)))
+        except OSError as error:
+            reason = str(error)
+    warnings.warn(
+        f"baichuan's native kernels are absent ({reason}); quantized models run in plain "
+        "torch, many times slower. Install a C++ compiler (g++ or clang++) and the package again.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    loaded.baichuan_available.argtypes = [_INT32]
+    loaded.baichuan_available.restype = _INT32
+    for name, call in (("baichuan_linear", LinearCall), ("baichuan_attend", AttendCall)):
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = [ctypes.POINTER(call)], None
+    return loaded
+
+
+@lru_cache(maxsize=1)
+def available() -> tuple[str, ...]:
+    """Names of the implementations that this machine runs, the best last."""
+    native = library()
+    if native is None:
+        return (TORCH,)
+    return (TORCH, *(name for name, level in LEVELS.items() if native.baichuan_available(level)))
+
+
+def chosen() -> str:
+    """Give the name of the implementation in use.
+
+    Raises:
+        UsageError: `BAICHUAN_KERNELS` names none that runs here.
+    """
+    forced = os.environ.get(_VARIABLE)
+    if not forced:
+        return available()[-1]
+    if forced not in available():
+        raise UsageError(
+            f"{_VARIABLE} is {forced!r}; this machine runs {', '.join(available())}. "
+            "Unset it to have the best one chosen."
+        )
+    return forced

@@ -1,0 +1,232 @@
+"""The kernels as functions of tensors: check, choose, call. All that the rest of the package sees.
+
+A CPU runs the native code (native.py) or, without it, plain torch (reference.py), to the same spec.
+Other devices multiply by the dequantized weight: not measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from baichuan.errors import UsageError
+from baichuan.kernels import native, reference
+from baichuan.kernels.layout import PackedMatrix, dequantize, packed_shapes
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMS norm that the input of a linear layer goes through: weight [columns], eps."""
+
+    weight: Tensor
+    eps: float
+
+
+def linear(
+    x: Tensor,
+    weight: PackedMatrix,
+    *,
+    up: PackedMatrix | None = None,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Multiply by a quantized weight, with what stands before and behind it in a decoder layer.
+
+    y = norm(x) W^T, or silu(norm(x) W^T) * (norm(x) U^T) with a second weight `up`; plus
+    `residual`. Weights are read once, whatever the number of rows. Everything between input and
+    output is float32; on a CPU the input of the products is rounded to int8 (reference.py). A row's
+    result is the same, to the last bit, whatever other rows are in the batch.
+
+    Args:
+        x: [..., columns], float32, bfloat16 or float16.
+        weight, up: [outputs, columns] each.
+        residual: [..., outputs] in the dtype of x.
+
+    Returns:
+        [..., outputs] in the dtype of x.
+
+    Raises:
+        UsageError: shapes or devices that do not fit each other.
+    """
+    _check(x, weight, up, norm, residual)
+    rows = x.reshape(-1, weight.columns)
+    flat = None if residual is None else residual.reshape(-1, weight.rows)
+    if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
+        y = _dequantized(rows, weight, up, norm, flat)
+    elif native.chosen() == native.TORCH:
+        y = _in_torch(rows, weight, up, norm, flat)
+    else:
+        y = _in_native(rows, weight, up, norm, flat)
+    return y.view(*x.shape[:-1], weight.rows)
+
+
+def _check(
+    x: Tensor,
+    weight: PackedMatrix,
+    up: PackedMatrix | None,
+    norm: Norm | None,
+    residual: Tensor | None,
+) -> None:
+    if x.shape[-1] != weight.columns:
+        raise UsageError(f"The input has {x.shape[-1]} columns; the weight has {weight.columns}.")
+    for matrix in (weight, up):
+        if matrix is not None:
+            _check_matrix(matrix)
+    if up is not None and (up.rows, up.columns, up.group_size) != (
+        weight.rows,
+        weight.columns,
+        weight.group_size,
+    ):
+        raise UsageError("Both weights of a gated layer need one shape and one group size.")
+    if norm is not None and norm.weight.shape != (weight.columns,):
+        raise UsageError(f"The norm's weight is {list(norm.weight.shape)}, not [{weight.columns}].")
+    if residual is not None and (
+        residual.shape != (*x.shape[:-1], weight.rows) or residual.dtype != x.dtype
+    ):
+        raise UsageError(
+            f"The residual is {residual.dtype} {list(residual.shape)}; it must be "
+            f"{x.dtype} {[*x.shape[:-1], weight.rows]}."
+        )
+
+
+def _check_matrix(matrix: PackedMatrix) -> None:
+    """Refuse what native code would read past the end of."""
+    codes, scales = packed_shapes(
+        matrix.rows, matrix.columns, matrix.bits, matrix.group_size, matrix.scales.shape[1] == 1
+    )
+    for name, tensor, shape, dtype in (
+        ("codes", matrix.codes, codes, torch.uint8),
+        ("scales", matrix.scales, scales, torch.bfloat16),
+    ):
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise UsageError(
+                f"The {name} of a quantized weight are {tensor.dtype} {list(tensor.shape)}; they "
+                f"must be contiguous {dtype} {list(shape)}."
+            )
+
+
+def _dequantized(
+    x: Tensor,
+    weight: PackedMatrix,
+    up: PackedMatrix | None,
+    norm: Norm | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Multiply by the dequantized weights in the dtype of x; differentiable."""
+    if norm is not None:
+        x = reference.rms_norm(x.float(), norm.weight, norm.eps).to(x.dtype)
+    y = F.linear(x, dequantize(weight, x.dtype))
+    if up is not None:
+        y = F.silu(y) * F.linear(x, dequantize(up, x.dtype))
+    return y if residual is None else y + residual
+
+
+def _in_torch(
+    x: Tensor,
+    weight: PackedMatrix,
+    up: PackedMatrix | None,
+    norm: Norm | None,
+    residual: Tensor | None,
+) -> Tensor:
+    wide = x.float()
+    if norm is not None:
+        wide = reference.rms_norm(wide, norm.weight, norm.eps)
+    y = reference.linear(wide, weight)
+    if up is not None:
+        y = F.silu(y) * reference.linear(wide, up)
+    return (y if residual is None else y + residual.float()).to(x.dtype)
+
+
+def _in_native(
+    x: Tensor,
+    weight: PackedMatrix,
+    up: PackedMatrix | None,
+    norm: Norm | None,
+    residual: Tensor | None,
+) -> Tensor:
+    if x.dtype not in _DTYPES:  # float16: computed in float32 all the same
+        wide = None if residual is None else residual.float()
+        return _in_native(x.float(), weight, up, norm, wide).to(x.dtype)
+    x = x.contiguous()
+    residual = None if residual is None else residual.contiguous()
+    norm_weight = None if norm is None else norm.weight.float().contiguous()
+    y = x.new_empty((len(x), weight.rows))
+    call = native.LinearCall(
+        x=x.data_ptr(),
+        norm=_address(norm_weight),
+        codes=weight.codes.data_ptr(),
+        scales=weight.scales.data_ptr(),
+        up_codes=None if up is None else up.codes.data_ptr(),
+        up_scales=None if up is None else up.scales.data_ptr(),
+        residual=_address(residual),
+        y=y.data_ptr(),
+        rows=len(x),
+        columns=weight.columns,
+        outputs=weight.rows,
+        group=weight.group_size,
+        bits=weight.bits,
+        scale_groups=weight.scales.shape[1],
+        up_bits=0 if up is None else up.bits,
+        up_scale_groups=0 if up is None else up.scales.shape[1],
+        dtype=_DTYPES[x.dtype],
+        level=native.LEVELS[native.chosen()],
+        eps=0.0 if norm is None else norm.eps,
+    )
+    _library().baichuan_linear(ctypes.byref(call))
+    return y
+
+
+def attend(query: Tensor, caches: Sequence[tuple[Tensor, Tensor]], slopes: Tensor | None) -> Tensor:
+    """Attend from the newest position of each of several sequences to all that its cache holds.
+
+    Args:
+        query: [sequences, heads, width].
+        caches: per sequence (keys, values), each [heads, positions, width] in the dtype of query,
+            contiguous but for room behind the positions.
+        slopes: float32 [heads], ALiBi's; None for none.
+
+    Returns:
+        [sequences, heads, width] in the dtype of query.
+    """
+    fits = query.device.type == "cpu" and query.dtype in _DTYPES
+    if not fits or native.chosen() == native.TORCH:
+        rows = zip(query, caches, strict=True)
+        return torch.stack([reference.attend(q, k, v, slopes) for q, (k, v) in rows])
+    query = query.contiguous()
+    out = torch.empty_like(query)
+    count, heads, width = query.shape
+    pointers, numbers = ctypes.c_void_p * count, ctypes.c_int64 * count
+    call = native.AttendCall(
+        query=query.data_ptr(),
+        out=out.data_ptr(),
+        keys=ctypes.addressof(keys := pointers(*(k.data_ptr() for k, _ in caches))),
+        values=ctypes.addressof(values := pointers(*(v.data_ptr() for _, v in caches))),
+        counts=ctypes.addressof(counts := numbers(*(k.shape[1] for k, _ in caches))),
+        capacities=ctypes.addressof(room := numbers(*(k.stride(0) // width for k, _ in caches))),
+        slopes=_address(slopes),
+        sequences=count,
+        heads=heads,
+        width=width,
+        dtype=_DTYPES[query.dtype],
+        level=native.LEVELS[native.chosen()],
+    )
+    _library().baichuan_attend(ctypes.byref(call))
+    del keys, values, counts, room  # the call has read them
+    return out
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _library() -> ctypes.CDLL:
+    loaded = native.library()
+    assert loaded is not None, "chosen() gives native names only where there is a library"
+    return loaded

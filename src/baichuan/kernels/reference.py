@@ -1,0 +1,48 @@
+"""The kernels in plain torch: the spec, the fallback, and what native code is tested against.
+
+Arithmetic of a linear layer: each row of activations is rounded to int8, one float32 scale per
+group of columns; within a group products are summed exactly; groups are added in float32, in order.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from baichuan.kernels.layout import PackedMatrix, unpack
+
+
+def round_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Round x float32 [rows, columns]: int8 [rows, groups, group_size], scales [rows, groups]."""
+    x = F.pad(x, (0, -x.shape[1] % group_size)).view(len(x), -1, group_size)
+    most = x.abs().amax(-1)
+    inverse = torch.where(most > 0, 127.0 / most, 0.0)
+    return (x * inverse[..., None]).round().to(torch.int8), most / 127.0
+
+
+def linear(x: Tensor, weight: PackedMatrix) -> Tensor:
+    """Multiply x float32 [rows, columns] by weight [outputs, columns] transposed, in float32."""
+    codes, scales = round_activations(x, weight.group_size)
+    weight_codes, weight_scales = unpack(weight)
+    weight_codes = F.pad(weight_codes, (0, -weight.columns % weight.group_size))
+    y = x.new_zeros((len(x), weight.rows))
+    for group, columns in enumerate(torch.split(weight_codes, weight.group_size, dim=1)):
+        # Exact: sums of 128 products of int8 stay below 2^24, which float32 holds.
+        total = codes[:, group].float() @ columns.float().T
+        scale = weight_scales[:, group if weight_scales.shape[1] > 1 else 0].float()
+        y += total * (scale * scales[:, group, None])
+    return y
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise the last axis of x float32 and multiply by `weight`, in float32."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None) -> Tensor:
+    """Attend from the newest position: query [heads, width], key and value [heads, keys, width]."""
+    scores = torch.einsum("hd,hkd->hk", query.float(), key.float()) / query.shape[1] ** 0.5
+    if slopes is not None:
+        scores = scores + slopes[:, None] * torch.arange(1 - key.shape[1], 1, device=key.device)
+    return torch.einsum("hk,hkd->hd", scores.softmax(-1), value.float()).to(query.dtype)

@@ -1,0 +1,148 @@
+"""Quantized networks for transformers: `model.quantize`, and the saved format's registration.
+
+transformers calls the quantizer where a config.json has our `quantization_config`; so
+`from_pretrained` and `save_pretrained` carry quantized weights without a special loader. Knows no
+arithmetic (quant/).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from baichuan.errors import UsageError
+from baichuan.quant.linear import QuantizedLinear
+from baichuan.quant.plan import Plan, linears, make_room, quantize_modules
+from baichuan.quant.scheme import Scheme
+
+METHOD = "baichuan"
+
+
+class BaichuanQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]  # untyped base
+    """What config.json says of quantized weights; also `from_pretrained(quantization_config=...)`.
+
+    Args:
+        bits: 8 or 4.
+        group_size: columns that share a scale; None for the default of `bits`.
+        exceptions: module name to `{"bits": ..., "group_size": ...}` or None (not quantized).
+        format_version: of the saved layout.
+
+    Raises:
+        UsageError: a value that is not allowed, or a newer format.
+    """
+
+    def __init__(self, bits: int = 4, group_size: int | None = None, **saved: Any) -> None:
+        self.quant_method = METHOD
+        fields = {"bits": bits, "group_size": group_size, **saved}
+        fields.pop("quant_method", None)
+        self.plan = (
+            Plan.from_dict(fields)
+            if "exceptions" in saved
+            else Plan(Scheme.of_bits(bits, group_size))
+        )
+
+    @classmethod
+    def of(cls, plan: Plan) -> BaichuanQuantizationConfig:
+        """Give the configuration of a plan."""
+        return cls(**plan.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields of config.json."""
+        return {"quant_method": METHOD, **self.plan.to_dict()}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Give all fields: a reader must not depend on our defaults."""
+        return self.to_dict()
+
+
+class BaichuanQuantizer(HfQuantizer):  # type: ignore[misc]  # untyped base
+    """Swaps linear layers: before the weights arrive if they are quantized, after it if not."""
+
+    quantization_config: BaichuanQuantizationConfig
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        if self.pre_quantized:
+            make_room(model, self.quantization_config.plan)
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        if not self.pre_quantized:
+            quantize_modules(model, self.quantization_config.plan)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Say that `save_pretrained` works."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Say that adapters may be trained on top."""
+        return True
+
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, QuantizedLinear):
+                plain = nn.Linear(module.in_features, module.out_features, False, device="meta")
+                weight = module.dequantize(dtype or torch.float32)
+                plain.weight = nn.Parameter(weight, requires_grad=False)
+                model.set_submodule(name, plain)
+        return model
+
+
+class QuantizeMixin:
+    """Adds `quantize` to a network."""
+
+    config: Any
+    hf_quantizer: Any
+
+    def quantize(self, bits: int, group_size: int | None = None, progress: bool = False) -> Any:
+        """Quantize the weights of the linear layers, in place, and return the model.
+
+        Embedding and norms stay as they are. The model may be in float32, bfloat16 or float16 and
+        on any device; `save_pretrained` writes it and `from_pretrained` reads it back.
+
+        Args:
+            bits: 8 (one scale per row) or 4 (one per group of 128 columns).
+            group_size: 32, 64, 128 or 256 columns for each scale instead.
+            progress: show a bar.
+
+        Raises:
+            UsageError: the model is quantized already, bits or group size are not allowed, or a
+                weight is not in memory.
+        """
+        if getattr(self, "hf_quantizer", None) is not None:
+            raise UsageError(
+                f"The model is quantized already ({describe(self.config.quantization_config)}); "
+                "quantizing it twice would lose more. Load the original weights to quantize anew."
+            )
+        settings = BaichuanQuantizationConfig(bits, group_size)
+        assert isinstance(self, nn.Module)
+        count = len(linears(self, settings.plan))
+        with tqdm(total=count, unit="layer", desc=f"int{bits}", disable=not progress) as bar:
+            quantize_modules(self, settings.plan, lambda _: bar.update())
+        self.hf_quantizer = BaichuanQuantizer(settings, pre_quantized=True)
+        self.config.quantization_config = settings
+        self.is_quantized = True
+        return self
+
+
+def describe(settings: Any) -> str:
+    """Name a quantization in words, such as "int4, groups of 128"."""
+    plan = settings.plan if isinstance(settings, BaichuanQuantizationConfig) else None
+    if plan is None:
+        return "by another library"
+    size = plan.scheme.group_size
+    return f"int{plan.scheme.bits}, " + (f"groups of {size}" if size else "one scale a row")
+
+
+def register_quantization() -> None:
+    """Tell transformers about the format; safe to call again."""
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantization_config(METHOD)(BaichuanQuantizationConfig)
+        register_quantizer(METHOD)(BaichuanQuantizer)

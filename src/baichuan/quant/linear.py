@@ -1,0 +1,83 @@
+"""A linear layer whose weight is quantized. Knows the kernels; no network and no file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from baichuan.kernels import ops
+from baichuan.kernels.layout import PackedMatrix, dequantize, pack, packed_shapes
+from baichuan.quant.rounding import round_weight
+from baichuan.quant.scheme import Scheme
+
+
+class QuantizedLinear(nn.Module):
+    """y = x W^T with W in `scheme`; a place for `nn.Linear` without bias, in inference.
+
+    Attributes:
+        codes, scales: buffers, laid out as `kernels/layout.py` says; what is saved.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, in_features: int, out_features: int, scheme: Scheme) -> None:
+        """Make room for a weight [out_features, in_features]; the content is not set."""
+        super().__init__()
+        self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+        codes, scales = packed_shapes(
+            out_features, in_features, scheme.bits, scheme.columns_per_group, scheme.per_row
+        )
+        self.register_buffer("codes", torch.empty(codes, dtype=torch.uint8))
+        self.register_buffer("scales", torch.empty(scales, dtype=torch.bfloat16))
+
+    @classmethod
+    @torch.no_grad()
+    def from_weight(cls, weight: Tensor, scheme: Scheme) -> QuantizedLinear:
+        """Quantize a weight [out_features, in_features]; the layer is on the weight's device."""
+        with torch.device("meta"):
+            layer = cls(weight.shape[1], weight.shape[0], scheme)
+        codes, scales = round_weight(weight, scheme)
+        packed = pack(codes, scales, scheme.bits, scheme.columns_per_group)
+        layer.codes, layer.scales = packed.codes, packed.scales
+        return layer
+
+    @property
+    def matrix(self) -> PackedMatrix:
+        """The weight, as kernels take it."""
+        return PackedMatrix(
+            self.codes,
+            self.scales,
+            self.scheme.bits,
+            self.scheme.columns_per_group,
+            self.out_features,
+            self.in_features,
+        )
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Give the weight [out_features, in_features] that the codes stand for."""
+        return dequantize(self.matrix, dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        norm: ops.Norm | None = None,
+        up: QuantizedLinear | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Multiply x [..., in_features], fused with what stands around it: see `ops.linear`."""
+        other = None if up is None else up.matrix
+        return ops.linear(x, self.matrix, up=other, norm=norm, residual=residual)
+
+    def _apply(self, function: Any, recurse: bool = True) -> QuantizedLinear:
+        """Move between devices, but keep the dtypes: `.half()` is for other layers."""
+        self.codes = function(self.codes)
+        # As integers, which no cast between float types touches.
+        self.scales = function(self.scales.view(torch.int16)).view(torch.bfloat16)
+        return self
+
+    def extra_repr(self) -> str:
+        """Say the shape and the scheme."""
+        return f"{self.in_features}, {self.out_features}, {self.scheme}"

@@ -1,0 +1,127 @@
+"""Which matrices of a network are quantized, and how: the content of a saved quantization config.
+
+Knows module names and schemes; no transformers and no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from baichuan.errors import UsageError
+from baichuan.quant.linear import QuantizedLinear
+from baichuan.quant.scheme import Scheme
+
+#: Of the saved layout. A reader refuses what is newer than itself.
+FORMAT_VERSION = 1
+#: The head weighs little and every answer goes through it: int8 whatever the rest has.
+_HEAD, _HEAD_SCHEME = "lm_head", Scheme(8, None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A scheme for every linear layer, with exceptions by name.
+
+    Attributes:
+        scheme: for each `nn.Linear` that is not named below.
+        exceptions: module name to its own scheme, or to None: stays as it is.
+    """
+
+    scheme: Scheme
+    exceptions: Mapping[str, Scheme | None] = field(default_factory=lambda: {_HEAD: _HEAD_SCHEME})
+
+    def scheme_of(self, name: str) -> Scheme | None:
+        """Give the scheme of a module, None if it stays as it is."""
+        return self.exceptions.get(name, self.scheme)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what is saved in config.json."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "bits": self.scheme.bits,
+            "group_size": self.scheme.group_size,
+            "exceptions": {
+                name: None if s is None else {"bits": s.bits, "group_size": s.group_size}
+                for name, s in self.exceptions.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Plan:
+        """Read what `to_dict` gave.
+
+        Raises:
+            UsageError: written by a newer version of this package, or no such configuration.
+        """
+        version = saved.get("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise UsageError(
+                f"The quantized weights have format version {version}; this version of baichuan "
+                f"reads {FORMAT_VERSION}. Install a newer baichuan-lm, or quantize them again."
+            )
+        try:
+            exceptions = {
+                str(name): None if s is None else Scheme(s["bits"], s["group_size"])
+                for name, s in saved.get("exceptions", {}).items()
+            }
+            return cls(Scheme.of_bits(saved["bits"], saved.get("group_size")), exceptions)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"The quantization_config {dict(saved)!r} cannot be read ({error!r}); it needs "
+                "'bits' and may have 'group_size' and 'exceptions'."
+            ) from error
+
+
+def linears(model: nn.Module, plan: Plan) -> dict[str, Scheme]:
+    """Name the linear layers that the plan quantizes, in the network's order.
+
+    Raises:
+        UsageError: one of them has a bias.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        scheme = plan.scheme_of(name) if type(module) is nn.Linear else None
+        if scheme is None:
+            continue
+        if module.bias is not None:
+            raise UsageError(f"{name} has a bias; only linear layers without one are quantized.")
+        found[name] = scheme
+    return found
+
+
+def make_room(model: nn.Module, plan: Plan) -> None:
+    """Put empty quantized layers in place of the linear ones, for weights that come from a file."""
+    for name, scheme in linears(model, plan).items():
+        old = model.get_submodule(name)
+        with torch.device(cast(Tensor, old.weight).device):
+            new = QuantizedLinear(cast(int, old.in_features), cast(int, old.out_features), scheme)
+        model.set_submodule(name, new)
+
+
+def quantize_modules(
+    model: nn.Module, plan: Plan, done: Callable[[str], None] = lambda name: None
+) -> None:
+    """Quantize a model one layer at a time, so that each old weight is free before the next.
+
+    Args:
+        model: changed in place.
+        plan: which layers, and how.
+        done: told the name of each finished layer, for a progress bar.
+
+    Raises:
+        UsageError: a weight is not in memory, or holds NaN or infinity.
+    """
+    for name, scheme in linears(model, plan).items():
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        if weight.device.type == "meta":
+            raise UsageError(
+                f"{name} is not in memory (device_map moved it to disk). Load the model without "
+                "device_map, quantize it, then move it: `model.quantize(8).cuda()`."
+            )
+        model.set_submodule(name, QuantizedLinear.from_weight(weight.detach(), scheme))
+        done(name)

@@ -1,0 +1,58 @@
+"""How one matrix is quantized: bits and groups. Knows no tensor and no file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from baichuan.errors import UsageError
+
+BITS = (8, 4)
+GROUP_SIZES = (32, 64, 128, 256)
+#: Columns that share a scale of the activations where a row of the weight has one scale.
+ACTIVATION_GROUP = 128
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Symmetric rounding to `bits`, with one scale for each `group_size` columns of a row.
+
+    Attributes:
+        bits: 8 or 4.
+        group_size: 32, 64, 128 or 256; None for one scale per row.
+    """
+
+    bits: int
+    group_size: int | None
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise UsageError(f"bits is {self.bits!r}; allowed is 8 or 4.")
+        if self.group_size is not None and self.group_size not in GROUP_SIZES:
+            sizes = ", ".join(map(str, GROUP_SIZES))
+            raise UsageError(
+                f"group_size is {self.group_size!r}; allowed is {sizes}, or None for one scale "
+                "a row."
+            )
+
+    @classmethod
+    def of_bits(cls, bits: int, group_size: int | None = None) -> Scheme:
+        """Give the default for a number of bits: int8 by rows, int4 by groups of 128."""
+        if group_size is None and bits == 4:
+            group_size = 128
+        return cls(bits, group_size)
+
+    @property
+    def columns_per_group(self) -> int:
+        """Columns that the kernels take at a time."""
+        return self.group_size or ACTIVATION_GROUP
+
+    @property
+    def per_row(self) -> bool:
+        """Whether a row has one scale."""
+        return self.group_size is None
+
+    def stored_bits(self, columns: int) -> float:
+        """Bits per weight with everything that is stored, for rows of `columns` weights."""
+        groups = -(-columns // self.columns_per_group)
+        padded = groups * self.columns_per_group
+        return (padded * self.bits + 16 * (1 if self.per_row else groups)) / columns
