@@ -48,6 +48,7 @@ def write_random_checkpoint(directory: Path, config: BaichuanConfig, seed: int =
         tensors = {name: _random(shapes[name], config, generator) for name in names}
         save_file(tensors, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
+        tensors.clear()  # before the next shard is made
     config.architectures = config.architectures or ["BaichuanForCausalLM"]
     config.dtype = torch.bfloat16
     config.save_pretrained(directory)
