@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -19,10 +18,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from baichuan.engine.cache import Batch, Chunk, SequenceCache
 from baichuan.errors import UsageError
-from baichuan.model.attention import attend
+from baichuan.model.attention import attend, attend_newest
 from baichuan.model.chatting import ChatMixin
 from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.fusion import gated, project
 from baichuan.model.pretrained import BaichuanPreTrainedModel
+from baichuan.model.quantization import QuantizeMixin
 from baichuan.model.rotary import rotary_angles, rotate
 
 #: (cos, sin), each [batch, positions, head_dim / 2]; None under ALiBi.
@@ -54,9 +55,10 @@ class BaichuanMLP(nn.Module):
         self.up_proj = nn.Linear(hidden, inner, bias=False)
         self.down_proj = nn.Linear(inner, hidden, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x [..., hidden] to the same shape."""
-        return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+    def forward(self, x: Tensor, norm: BaichuanRMSNorm) -> Tensor:
+        """Give x plus the block's output for norm(x); x is [..., hidden]."""
+        inner = gated(self.gate_proj, self.up_proj, x, norm=norm)
+        return project(self.down_proj, inner, residual=x)
 
 
 class BaichuanAttention(nn.Module):
@@ -71,11 +73,17 @@ class BaichuanAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, rotary: Rotary, past_key_values: Cache | Batch | None
+        self,
+        x: Tensor,
+        norm: BaichuanRMSNorm,
+        mask: Tensor | None,
+        rotary: Rotary,
+        past_key_values: Cache | Batch | None,
     ) -> Tensor:
-        """Attend from x [batch, positions, hidden] to itself and to what the cache holds."""
+        """Give x plus attention from norm(x) to itself and to the cache; x [batch, n, hidden]."""
         batch, positions, _ = x.shape
-        packed = self.W_pack(x).view(batch, positions, 3, self.heads, self.head_dim)
+        packed = project(self.W_pack, x, norm=norm)
+        packed = packed.view(batch, positions, 3, self.heads, self.head_dim)
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
@@ -83,7 +91,8 @@ class BaichuanAttention(nn.Module):
             out = self._attend_chunks(query, key, value, past_key_values)
         else:
             out = self._attend_padded(query, key, value, mask, past_key_values)
-        return cast(Tensor, self.o_proj(out.transpose(1, 2).reshape(batch, positions, -1)))
+        joined = out.transpose(1, 2).reshape(batch, positions, -1)
+        return project(self.o_proj, joined, residual=x)
 
     def _attend_padded(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cache: Cache | None
@@ -96,12 +105,19 @@ class BaichuanAttention(nn.Module):
         return attend(query, key, value, alibi=self.alibi, mask=mask)
 
     def _attend_chunks(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-        outputs = []
+        out = torch.empty_like(query)
+        newest: dict[int, tuple[Tensor, Tensor]] = {}
         for chunk, (first, last) in zip(batch.chunks, batch.spans, strict=True):
             new = slice(first, last)
             keys, values = chunk.cache.append(self.layer, key[:, :, new], value[:, :, new])
-            outputs.append(attend(query[:, :, new], keys, values, alibi=self.alibi))
-        return torch.cat(outputs, dim=2)
+            if last - first == 1:
+                newest[first] = keys, values
+            else:
+                out[:, :, new] = attend(query[:, :, new], keys, values, alibi=self.alibi)
+        if newest:
+            rows = list(newest)
+            out[:, :, rows] = attend_newest(query[:, :, rows], newest.values(), alibi=self.alibi)
+        return out
 
 
 class BaichuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
@@ -122,8 +138,8 @@ class BaichuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         past_key_values: Cache | Batch | None = None,
     ) -> Tensor:
         """Map x [batch, positions, hidden] to the same shape."""
-        x = x + self.self_attn(self.input_layernorm(x), mask, rotary, past_key_values)
-        return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
+        x = self.self_attn(x, self.input_layernorm, mask, rotary, past_key_values)
+        return cast(Tensor, self.mlp(x, self.post_attention_layernorm))
 
 
 class BaichuanModel(BaichuanPreTrainedModel):
@@ -245,7 +261,7 @@ def _default_positions(x: Tensor, cache: Cache | Batch | None) -> Tensor:
     return torch.arange(past, past + x.shape[1], device=x.device)[None]
 
 
-class BaichuanForCausalLM(ChatMixin, BaichuanPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """The network with its language modelling head; 13B by default, 7B by configuration."""
 
     # Read only if the configuration says tie_word_embeddings, which the published ones do not.
