@@ -1,55 +1,215 @@
 """The commands, each in a process of its own."""
 
-import shutil
+import io
+import json
+import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 import baichuan
-from tests.conftest import tiny_config
+from baichuan.cli.main import main
 
-VOCABULARY = Path(__file__).parents[1] / "data" / "tokenizer" / "tokenizer.model"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("checkpoint")
-    config = tiny_config(vocab_size=1000, initializer_range=0.2)
-    baichuan.BaichuanForCausalLM(config).save_pretrained(directory)
-    shutil.copy(VOCABULARY, directory)
-    return directory
+COMMAND = [sys.executable, "-m", "baichuan.cli.main"]
+ENGLISH = {**os.environ, "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 
 
-def run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "baichuan.cli.main", *arguments]
-    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def inside(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command in this process, where torch is imported already."""
+
+    def run_inside(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["baichuan", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return subprocess.CompletedProcess(arguments, ended.value.code, *capfd.readouterr())
+
+    return run_inside
 
 
-def test_help_imports_no_torch():
-    code = "import sys, baichuan.cli.main; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert "generate" in run("--help").stdout
+def run(*arguments: str, given: str | bytes = "", **environment: str):
+    """Run a command to its end; outputs are text."""
+    data = given.encode() if isinstance(given, str) else given
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        input=data,
+        capture_output=True,
+        timeout=120,
+        env={**ENGLISH, **environment},
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
 
 
-def test_generate_is_repeatable_and_clean(checkpoint):
+def test_help_imports_nothing_heavy():
+    code = "import sys, baichuan.cli.main; print(*sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    heavy = {"torch", "transformers", "numpy", "huggingface_hub", "prompt_toolkit", "sentencepiece"}
+    assert not heavy.intersection(imported.stdout.split())
+    for arguments in (["--help"], ["-h"], ["chat", "--help"], ["generate", "--help"]):
+        assert "Usage" in run(*arguments).stdout
+
+
+def test_version():
+    assert run("--version").stdout == f"baichuan {baichuan.__version__}\n"
+
+
+def test_generate_is_repeatable_and_clean(checkpoint, inside):
     once = run("generate", str(checkpoint), "-p", "hello", "--max-tokens", "8")
-    again = run("generate", str(checkpoint), "--max-tokens", "8", given="hello")
+    again = inside("generate", str(checkpoint), "--max-tokens", "8", given=b"\xef\xbb\xbfhello")
     assert once.returncode == 0, once.stderr
     assert once.stdout == again.stdout
     assert once.stdout.strip()
 
 
-def test_info_counts_parameters(checkpoint):
-    out = run("info", str(checkpoint))
-    assert "alibi" in out.stdout
-    assert "parameters" in out.stdout
+def test_generate_takes_every_sampling_option(checkpoint, inside):
+    options = "--temperature 1 --top-p 0.9 --top-k 50 --repetition-penalty 1.2 --seed 3"
+    arguments = ["generate", str(checkpoint), "-p", "hello", "--max-tokens", "12"]
+    arguments += options.split(" ")
+    free = inside(*arguments)
+    assert free.returncode == 0, free.stderr
+    assert free.stdout == inside(*arguments, "--system", "").stdout
+    assert free.stdout != inside(*arguments, "--system", "be brief").stdout
+    assert free.stdout != inside(*arguments, "--raw").stdout
+    assert free.stdout != inside(*arguments, "--seed", "4").stdout
+    middle = free.stdout[len(free.stdout) // 2]
+    stopped = inside(*arguments, "--stop", "never said", "--stop", middle)
+    assert stopped.stdout == free.stdout[: free.stdout.index(middle)] + "\n"
+
+
+def test_demo_answers_without_noise():
+    out = run("generate", "-p", "你好", "--max-tokens", "8")
+    assert out.returncode == 0
+    assert out.stdout.strip()
+    assert out.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--top-p", "7"], "top_p is 7.0; allowed is above 0 and at most 1"),
+        (["--top-p", "x"], "--top-p"),
+        (["--top-p"], "requires an argument"),
+        (["--seed", "-1"], "--seed"),
+        (["--max-tokens", "1000000"], "no room"),
+        (["--stop", ""], "stop"),
+        (["--device", "abacus"], "on this machine there are cpu"),
+        (["--dtype", "float7"], "float32, bfloat16, float16"),
+        (["--raw", "--system", "x"], "--raw"),
+        (["--no-such-option"], "--no-such-option"),
+        (["-p", "  "], "empty"),
+    ],
+)
+def test_wrong_options_are_sentences(checkpoint, arguments, sentence, inside):
+    out = inside("generate", str(checkpoint), "-p", "hello", *arguments)
+    assert out.returncode == 2
+    assert sentence in " ".join(out.stderr.split())
+    assert "Traceback" not in out.stderr
+    assert out.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_input_that_is_no_utf8_is_a_sentence(command, inside):
+    out = inside(command, given=b"\xff\xfe hello")
+    assert out.returncode == 2
+    assert "not UTF-8" in out.stderr
+    assert "Traceback" not in out.stderr
+
+
+def test_output_that_cannot_be_encoded_is_no_failure(checkpoint):
+    out = run(
+        "generate", str(checkpoint), "-p", "你好", "--max-tokens", "40", PYTHONIOENCODING="ascii"
+    )
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.isascii()
+
+
+@pytest.mark.parametrize("command", [["generate", "-p", "hello"], ["chat"]])
+def test_reader_that_goes_away_is_no_traceback(checkpoint, command):
+    arguments = [*COMMAND, command[0], str(checkpoint), *command[1:]]
+    with subprocess.Popen(
+        arguments + (["--max-tokens", "100000"] if command[0] == "generate" else []),
+        env=ENGLISH,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write(b"/set max_tokens 100000\nhello\n" if command == ["chat"] else b"")
+        process.stdin.close()
+        assert len(process.stdout.read(5)) == 5
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert "Traceback" not in errors
+    assert "BrokenPipe" not in errors
+    assert process.returncode != 0
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_ctrl_c_ends_a_pipe_with_130(checkpoint, command):
+    limit = ["--max-tokens", "100000"] if command == "generate" else []
+    with subprocess.Popen(
+        [*COMMAND, command, str(checkpoint), *limit],
+        env=ENGLISH,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write(b"hello\n" if command == "generate" else b"/set max_tokens 99999\nhi\n")
+        process.stdin.close()
+        process.stdout.read(5)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        errors = process.stderr.read().decode()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+def test_chat_takes_lines_from_a_pipe(checkpoint, tmp_path):
+    file = tmp_path / "talk.json"
+    lines = f'/set max_tokens 5\nhello\n"""two\nlines"""\n/save {file}\nexit\nnever sent\n'
+    out = run("chat", str(checkpoint), given=lines)
+    assert out.returncode == 0, out.stderr
+    messages = json.loads(file.read_text("utf-8"))["messages"]
+    assert [m["content"] for m in messages[::2]] == ["hello", "two\nlines"]
+    assert out.stdout == "".join(m["content"] + "\n" for m in messages[1::2])
+    assert "answer 5 tokens" in out.stderr
+
+
+def test_chat_from_a_pipe_ends_at_the_first_error(checkpoint, inside):
+    out = inside("chat", str(checkpoint), given=b"/set top_k many\nnever sent\n")
+    assert (out.returncode, out.stdout) == (2, "")
+    assert "whole number" in out.stderr
+
+
+def test_info_tells_machine_and_model(checkpoint, inside, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    out = inside("info", str(checkpoint))
+    assert out.returncode == 0, out.stderr
+    facts = {
+        cells[0].strip(): cells[1].strip()
+        for cells in (line.strip("│").split("│") for line in out.stdout.splitlines())
+        if len(cells) == 2
+    }
+    assert facts["baichuan"] == baichuan.__version__
+    model = baichuan.BaichuanForCausalLM.from_pretrained(checkpoint)
+    assert facts["parameters"] == f"{model.num_parameters():,}"
+    assert facts["dtype"] == "float32"
+    assert facts["positions"] == "alibi"
+    assert facts["context"] == "1,000,000 tokens"
+    assert facts["weight files"].startswith("1, ")
+    assert {"torch", "device", "memory", "threads", "cpu"} <= facts.keys()
 
 
 @pytest.mark.parametrize("command", ["chat", "generate", "info"])
-def test_wrong_path_is_a_sentence(command):
-    out = run(command, "/no/such/directory", given="hello")
+def test_wrong_path_is_a_sentence(command, inside):
+    out = inside(command, "/no/such/directory", given=b"hello")
     assert out.returncode == 2
     assert "neither a directory" in out.stderr
     assert "Traceback" not in out.stderr

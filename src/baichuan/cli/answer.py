@@ -182,6 +182,8 @@ class AnswerPrinter:
 
     def _settled_lines(self, source: str, lines: list[Line]) -> int:
         """Count the leading lines of an unfinished block that further text cannot change."""
+        if len(_block_starts(source)) > 1:
+            return 0  # the last line is not certain yet: it may belong to the block before it
         tokens = parse(source)
         kind = tokens[0].type if tokens else ""
         if kind in ("fence", "code_block"):

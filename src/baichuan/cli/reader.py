@@ -38,7 +38,7 @@ class Prompt:
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,
-            prompt_continuation="... ",
+            prompt_continuation=lambda width, number, wrapped: "" if wrapped else "... ",
             enable_open_in_editor=True,
             output=create_output(always_prefer_tty=True),  # stdout may be a pipe: `| tee`
         )
