@@ -119,7 +119,7 @@ class Terminal:
             self._answer(self._conversation.say(line))
 
     def _unknown(self, name: str) -> str:
-        near = difflib.get_close_matches(name, self._commands, n=1)
+        near = difflib.get_close_matches(name, self._commands, n=1, cutoff=0.7)
         english = f"There is no command {name}"
         chinese = f"没有命令 {name}"
         if near:
