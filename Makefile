@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test check format demo-model
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet torch==2.13.0

@@ -18,12 +18,11 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
@@ -42,6 +41,20 @@ namespace {
 constexpr int kBlock = 16;   // rows of a block
 constexpr int kChunk = 64;   // bytes of a chunk: 4 columns of int8, 8 of int4
 constexpr int kAhead = 2048;  // bytes by which weights are fetched in advance
+// A group of activations without a magnitude in this range has no codes: scale 0 below, NaN above.
+constexpr float kLeast = 1e-30f, kMost = std::numeric_limits<float>::max();
+
+// Functions between the two are compiled for an instruction set.
+#define PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define BEGIN_TARGET(isa) PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define END_TARGET PRAGMA(clang attribute pop)
+#define WIDE_VECTORS ""  // clang has no such target; it takes 512 bits where the code asks for them
+#else
+#define BEGIN_TARGET(isa) PRAGMA(GCC push_options) PRAGMA(GCC target(isa))
+#define END_TARGET PRAGMA(GCC pop_options)
+#define WIDE_VECTORS ",prefer-vector-width=512"
+#endif
 
 // Inlined into every region, so that each instruction set compiles it for itself.
 #define ALWAYS inline __attribute__((always_inline))
@@ -98,7 +111,9 @@ ALWAYS uint16_t to_bf16(float value) {
 // arithmetic, so that compilers make vectors of it; never subnormal, never infinite.
 ALWAYS float exponential(float x) {
   x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
-  const float n = std::nearbyint(x * 1.44269504f);
+  // Added to it, a small number is rounded to an integer, which is then in the low bits.
+  constexpr float kRound = 12582912.0f;
+  const float shifted = x * 1.44269504f + kRound, n = shifted - kRound;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.98756915e-4f;
   p = p * r + 1.39819995e-3f;
@@ -107,7 +122,9 @@ ALWAYS float exponential(float x) {
   p = p * r + 1.66666655e-1f;
   p = p * r + 5.00000012e-1f;
   p = p * r * r + r + 1.0f;
-  const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, 4);
+  bits = (bits + 127u) << 23;
   float power;
   std::memcpy(&power, &bits, 4);
   return p * power;
@@ -241,8 +258,7 @@ inline void store_floats(float* p, Floats y) { std::memcpy(p, y.v, sizeof y.v); 
 #define LANES 8
 #define MOST_ROWS 4
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
+BEGIN_TARGET("avx2,fma")
 namespace avx2 {
 #define OFFSET8 0
 AVX2_PRIMITIVES
@@ -260,12 +276,11 @@ inline Ints dot8(Ints sum, Bytes w, const int8_t* a) {
 #include "loops.inc"
 #undef OFFSET8
 }  // namespace avx2
-#pragma GCC pop_options
+END_TARGET
 
 // ---- AVX2 with VNNI ---------------------------------------------------------------------------------
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avxvnni")
+BEGIN_TARGET("avx2,fma,avxvnni")
 namespace avx2_vnni {
 #define OFFSET8 128
 AVX2_PRIMITIVES
@@ -277,7 +292,7 @@ inline Ints dot8(Ints sum, Bytes w, const int8_t* a) { return dot4(sum, w, a); }
 #include "loops.inc"
 #undef OFFSET8
 }  // namespace avx2_vnni
-#pragma GCC pop_options
+END_TARGET
 
 #undef LANES
 #undef MOST_ROWS
@@ -314,18 +329,16 @@ inline Ints dot8(Ints sum, Bytes w, const int8_t* a) { return dot4(sum, w, a); }
 #define MOST_ROWS 12
 #define OFFSET8 128
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni,prefer-vector-width=512")
+BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni" WIDE_VECTORS)
 namespace avx512_vnni {
 AVX512_PRIMITIVES
 #include "loops.inc"
 }  // namespace avx512_vnni
-#pragma GCC pop_options
+END_TARGET
 
 // ---- AMX: tiles of 16 activation rows by 16 weight rows; what is left over goes to AVX512 ----------
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni,amx-tile,amx-int8")
+BEGIN_TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni,amx-tile,amx-int8")
 namespace amx {
 
 constexpr int kTile = 16;         // rows of a tile
@@ -435,7 +448,7 @@ bool permitted() {
 #endif
 }
 }  // namespace amx
-#pragma GCC pop_options
+END_TARGET
 
 #undef LANES
 #undef MOST_ROWS
@@ -445,8 +458,7 @@ bool permitted() {
 // ---- NEON with dot products -------------------------------------------------------------------------
 
 #if defined(__aarch64__)
-#pragma GCC push_options
-#pragma GCC target("arch=armv8.2-a+dotprod")
+BEGIN_TARGET("arch=armv8.2-a+dotprod")
 namespace neon {
 #define LANES 4
 #define MOST_ROWS 8
@@ -479,10 +491,19 @@ inline void store_floats(float* p, Floats y) { vst1q_f32(p, y); }
 #undef MOST_ROWS
 #undef OFFSET8
 }  // namespace neon
-#pragma GCC pop_options
+END_TARGET
 #endif  // __aarch64__
 
 // ---- Choice of the instruction set ------------------------------------------------------------------
+
+#if defined(__x86_64__)
+// Features of leaf 7 by their bits: not every compiler's __builtin_cpu_supports knows their names.
+enum Register { kEax = 0, kEdx = 3 };
+bool has_feature(unsigned subleaf, Register where, int bit) {
+  unsigned words[4] = {};
+  return __get_cpuid_count(7, subleaf, words, words + 1, words + 2, words + 3) && (words[where] >> bit & 1);
+}
+#endif
 
 enum Level : int32_t { kGeneric = 0, kAvx2 = 1, kAvx2Vnni = 2, kAvx512Vnni = 3, kAmx = 4, kNeon = 5 };
 
@@ -494,12 +515,13 @@ bool available(int32_t level) {
     case kAvx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case kAvx2Vnni:
-      return available(kAvx2) && __builtin_cpu_supports("avxvnni");
+      return available(kAvx2) && has_feature(1, kEax, 4);
     case kAvx512Vnni:
       return available(kAvx2) && __builtin_cpu_supports("avx512vnni") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
     case kAmx:
-      return available(kAvx512Vnni) && __builtin_cpu_supports("amx-int8") && amx::permitted();
+      return available(kAvx512Vnni) && has_feature(0, kEdx, 24) && has_feature(0, kEdx, 25) &&
+             amx::permitted();
 #elif defined(__aarch64__) && defined(__linux__)
     case kNeon:
       return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;

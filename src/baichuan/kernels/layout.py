@@ -52,8 +52,10 @@ def pack(codes: Tensor, scales: Tensor, bits: int, group_size: int) -> PackedMat
     """Lay out codes int8 [rows, columns] and scales [rows, groups or 1]."""
     rows, columns = codes.shape
     more_rows, more_columns = -rows % BLOCK, -columns % group_size
-    stored = F.pad(codes.to(torch.int16), (0, more_columns, 0, more_rows)) + _OFFSETS[bits]
-    blocks = stored.to(torch.uint8).view(-1, BLOCK, (columns + more_columns) // 4, 4)
+    padded_codes = F.pad(codes, (0, more_columns, 0, more_rows))
+    # Modulo 256, so that the bytes of a negative code come out right too.
+    stored = padded_codes.view(torch.uint8) + _OFFSETS[bits]
+    blocks = stored.view(-1, BLOCK, (columns + more_columns) // 4, 4)
     chunks = blocks.transpose(1, 2).reshape(len(blocks), -1, 64)
     if bits == 4:
         chunks = chunks[:, 0::2] | (chunks[:, 1::2] << 4)
@@ -69,7 +71,7 @@ def unpack(matrix: PackedMatrix) -> tuple[Tensor, Tensor]:
     if matrix.bits == 4:
         chunks = torch.stack([chunks & 15, chunks >> 4], dim=2).flatten(1, 2)
     stored = chunks.view(len(chunks), -1, BLOCK, 4).transpose(1, 2).reshape(len(chunks) * BLOCK, -1)
-    codes = (stored.to(torch.int16) - _OFFSETS[matrix.bits]).to(torch.int8)
+    codes = (stored - _OFFSETS[matrix.bits]).view(torch.int8)
     scales = matrix.scales.transpose(1, 2).reshape(len(chunks) * BLOCK, -1)
     return codes[: matrix.rows, : matrix.columns], scales[: matrix.rows]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,12 +54,12 @@ def linear(
         [..., outputs] in the dtype of x.
 
     Raises:
-        UsageError: shapes or devices that do not fit each other.
+        UsageError: shapes, dtypes or devices that do not fit each other.
     """
     _check(x, weight, up, norm, residual)
     rows = x.reshape(-1, weight.columns)
     flat = None if residual is None else residual.reshape(-1, weight.rows)
-    if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
+    if x.device.type != "cpu" or _needs_gradients(x, norm, residual):
         y = _dequantized(rows, weight, up, norm, flat)
     elif native.chosen() == native.TORCH:
         y = _in_torch(rows, weight, up, norm, flat)
@@ -74,29 +75,38 @@ def _check(
     norm: Norm | None,
     residual: Tensor | None,
 ) -> None:
-    if x.shape[-1] != weight.columns:
-        raise UsageError(f"The input has {x.shape[-1]} columns; the weight has {weight.columns}.")
+    if not x.is_floating_point() or x.shape[-1:] != (weight.columns,):
+        raise UsageError(
+            f"The input is {x.dtype} {list(x.shape)}; this weight takes floats "
+            f"[..., {weight.columns}]."
+        )
     for matrix in (weight, up):
         if matrix is not None:
-            _check_matrix(matrix)
+            _check_matrix(matrix, x.device)
     if up is not None and (up.rows, up.columns, up.group_size) != (
         weight.rows,
         weight.columns,
         weight.group_size,
     ):
         raise UsageError("Both weights of a gated layer need one shape and one group size.")
-    if norm is not None and norm.weight.shape != (weight.columns,):
-        raise UsageError(f"The norm's weight is {list(norm.weight.shape)}, not [{weight.columns}].")
-    if residual is not None and (
-        residual.shape != (*x.shape[:-1], weight.rows) or residual.dtype != x.dtype
-    ):
+    if norm is not None:
+        _check_tensor("norm's weight", norm.weight, (weight.columns,), norm.weight.dtype, x.device)
+    if residual is not None:
+        shape = (*x.shape[:-1], weight.rows)
+        _check_tensor("residual", residual, shape, x.dtype, x.device)
+
+
+def _check_tensor(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != device:
         raise UsageError(
-            f"The residual is {residual.dtype} {list(residual.shape)}; it must be "
-            f"{x.dtype} {[*x.shape[:-1], weight.rows]}."
+            f"The {name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; it must be "
+            f"{dtype} {list(shape)} on {device}."
         )
 
 
-def _check_matrix(matrix: PackedMatrix) -> None:
+def _check_matrix(matrix: PackedMatrix, device: torch.device) -> None:
     """Refuse what native code would read past the end of."""
     codes, scales = packed_shapes(
         matrix.rows, matrix.columns, matrix.bits, matrix.group_size, matrix.scales.shape[1] == 1
@@ -105,11 +115,14 @@ def _check_matrix(matrix: PackedMatrix) -> None:
         ("codes", matrix.codes, codes, torch.uint8),
         ("scales", matrix.scales, scales, torch.bfloat16),
     ):
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.is_contiguous():
-            raise UsageError(
-                f"The {name} of a quantized weight are {tensor.dtype} {list(tensor.shape)}; they "
-                f"must be contiguous {dtype} {list(shape)}."
-            )
+        _check_tensor(f"tensor of a quantized weight's {name}", tensor, shape, dtype, device)
+        if not tensor.is_contiguous():
+            raise UsageError(f"The {name} of a quantized weight must be contiguous.")
+
+
+def _needs_gradients(x: Tensor, norm: Norm | None, residual: Tensor | None) -> bool:
+    tensors = (x, residual, None if norm is None else norm.weight)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _dequantized(
@@ -122,10 +135,27 @@ def _dequantized(
     """Multiply by the dequantized weights in the dtype of x; differentiable."""
     if norm is not None:
         x = reference.rms_norm(x.float(), norm.weight, norm.eps).to(x.dtype)
-    y = F.linear(x, dequantize(weight, x.dtype))
+    y = _multiply(x, weight)
     if up is not None:
-        y = F.silu(y) * F.linear(x, dequantize(up, x.dtype))
+        y = F.silu(y) * _multiply(x, up)
     return y if residual is None else y + residual
+
+
+class _Multiply(torch.autograd.Function):
+    """x W^T. Saved for the way back, dequantized weights of all layers would fill the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: PackedMatrix) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, dequantize(weight, x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ dequantize(ctx.weight, gradient.dtype), None
+
+
+def _multiply(x: Tensor, weight: PackedMatrix) -> Tensor:
+    return cast(Tensor, _Multiply.apply(x, weight))  # type: ignore[no-untyped-call]
 
 
 def _in_torch(
@@ -194,7 +224,11 @@ def attend(query: Tensor, caches: Sequence[tuple[Tensor, Tensor]], slopes: Tenso
 
     Returns:
         [sequences, heads, width] in the dtype of query.
+
+    Raises:
+        UsageError: shapes, dtypes, devices or strides that do not fit each other.
     """
+    _check_attend(query, caches, slopes)
     fits = query.device.type == "cpu" and query.dtype in _DTYPES
     if not fits or native.chosen() == native.TORCH:
         rows = zip(query, caches, strict=True)
@@ -210,7 +244,7 @@ def attend(query: Tensor, caches: Sequence[tuple[Tensor, Tensor]], slopes: Tenso
         values=ctypes.addressof(values := pointers(*(v.data_ptr() for _, v in caches))),
         counts=ctypes.addressof(counts := numbers(*(k.shape[1] for k, _ in caches))),
         capacities=ctypes.addressof(room := numbers(*(k.stride(0) // width for k, _ in caches))),
-        slopes=_address(slopes),
+        slopes=_address(slopes := None if slopes is None else slopes.contiguous()),
         sequences=count,
         heads=heads,
         width=width,
@@ -220,6 +254,30 @@ def attend(query: Tensor, caches: Sequence[tuple[Tensor, Tensor]], slopes: Tenso
     _library().baichuan_attend(ctypes.byref(call))
     del keys, values, counts, room  # the call has read them
     return out
+
+
+def _check_attend(
+    query: Tensor, caches: Sequence[tuple[Tensor, Tensor]], slopes: Tensor | None
+) -> None:
+    if query.ndim != 3 or len(caches) != len(query):
+        raise UsageError(
+            f"The query is {list(query.shape)} for {len(caches)} caches; it must be "
+            "[sequences, heads, width], a cache for each sequence."
+        )
+    _, heads, width = query.shape
+    for key, value in caches:
+        shape = (heads, key.shape[1] if key.ndim == 3 else 1, width)
+        _check_tensor("cache of keys", key, shape, query.dtype, query.device)
+        _check_tensor("cache of values", value, shape, query.dtype, query.device)
+        regular = key.stride()[1:] == (width, 1) and key.stride(0) % width == 0
+        if key.stride() != value.stride() or not regular or shape[1] < 1:
+            raise UsageError(
+                f"A cache has {shape[1]} positions and strides {key.stride()}, {value.stride()}; "
+                "it must hold a position, and keys and values must lie alike, each head's "
+                "positions one behind the other."
+            )
+    if slopes is not None:
+        _check_tensor("tensor of slopes", slopes, (heads,), torch.float32, query.device)
 
 
 def _address(tensor: Tensor | None) -> int | None:

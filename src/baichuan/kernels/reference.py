@@ -2,6 +2,7 @@
 
 Arithmetic of a linear layer: each row of activations is rounded to int8, one float32 scale per
 group of columns; within a group products are summed exactly; groups are added in float32, in order.
+NaN or infinity anywhere in a row makes all of that row's results NaN, and no other row's.
 """
 
 from __future__ import annotations
@@ -12,13 +13,23 @@ from torch import Tensor
 
 from baichuan.kernels.layout import PackedMatrix, unpack
 
+#: A group of activations whose magnitudes are all below counts as zero: 127 / 1e-38 is infinite.
+_LEAST = 1e-30
+
 
 def round_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """Round x float32 [rows, columns]: int8 [rows, groups, group_size], scales [rows, groups]."""
+    """Round x float32 [rows, columns]: int8 [rows, groups, group_size], scales [rows, groups].
+
+    Ties go to the even code. A group that holds NaN or infinity has codes 0 and scale NaN.
+    """
     x = F.pad(x, (0, -x.shape[1] % group_size)).view(len(x), -1, group_size)
     most = x.abs().amax(-1)
-    inverse = torch.where(most > 0, 127.0 / most, 0.0)
-    return (x * inverse[..., None]).round().to(torch.int8), most / 127.0
+    usable = (most >= _LEAST) & most.isfinite()
+    # Not `127.0 / most`, which torch computes as 127 times the rounded reciprocal.
+    inverse = torch.where(usable, torch.tensor(127.0).to(most) / most, 0.0)
+    scales = torch.where(usable, most / 127.0, torch.where(most < _LEAST, 0.0, torch.nan))
+    codes = (torch.where(usable[..., None], x, 0.0) * inverse[..., None]).round().to(torch.int8)
+    return codes, scales
 
 
 def linear(x: Tensor, weight: PackedMatrix) -> Tensor:
@@ -28,7 +39,7 @@ def linear(x: Tensor, weight: PackedMatrix) -> Tensor:
     weight_codes = F.pad(weight_codes, (0, -weight.columns % weight.group_size))
     y = x.new_zeros((len(x), weight.rows))
     for group, columns in enumerate(torch.split(weight_codes, weight.group_size, dim=1)):
-        # Exact: sums of 128 products of int8 stay below 2^24, which float32 holds.
+        # Exact: sums of 256 products of int8 stay below 2^24, up to which float32 holds integers.
         total = codes[:, group].float() @ columns.float().T
         scale = weight_scales[:, group if weight_scales.shape[1] > 1 else 0].float()
         y += total * (scale * scales[:, group, None])
