@@ -10,8 +10,6 @@ from setuptools.command.build_ext import build_ext
 FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden"]
 # Products and sums stay apart, so that every instruction set rounds alike; fma is written out.
 FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-# GCC 12 warns of its own headers of intrinsics.
-FLAGS += ["-Wno-maybe-uninitialized"]
 
 
 class BuildKernels(build_ext):

@@ -21,6 +21,9 @@
 #include <limits>
 #include <memory>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of its own headers
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>

@@ -170,7 +170,7 @@ def _in_torch(
         wide = reference.rms_norm(wide, norm.weight, norm.eps)
     y = reference.linear(wide, weight)
     if up is not None:
-        y = F.silu(y) * reference.linear(wide, up)
+        y = reference.silu(y) * reference.linear(wide, up)
     return (y if residual is None else y + residual.float()).to(x.dtype)
 
 

@@ -22,7 +22,7 @@ def round_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
     Ties go to the even code. A group that holds NaN or infinity has codes 0 and scale NaN.
     """
-    x = F.pad(x, (0, -x.shape[1] % group_size)).view(len(x), -1, group_size)
+    x = F.pad(x, (0, -x.shape[1] % group_size)).unflatten(1, (-1, group_size))
     most = x.abs().amax(-1)
     usable = (most >= _LEAST) & most.isfinite()
     # Not `127.0 / most`, which torch computes as 127 times the rounded reciprocal.
@@ -44,6 +44,22 @@ def linear(x: Tensor, weight: PackedMatrix) -> Tensor:
         scale = weight_scales[:, group if weight_scales.shape[1] > 1 else 0].float()
         y += total * (scale * scales[:, group, None])
     return y
+
+
+def silu(x: Tensor) -> Tensor:
+    """Give x / (1 + e^-x) of x float32, with the arithmetic of the native code.
+
+    torch's own exponential differs in the last bit between places in a tensor (those that fill a
+    vector, and the rest), so that a row's result would depend on its batch.
+    """
+    y = (-x).clamp(-87.0, 88.0)
+    n = (y * 1.44269504).round()
+    r = (y - n * 0.693359375) + n * 2.12194440e-4
+    p = torch.full_like(x, 1.98756915e-4)
+    for term in (1.39819995e-3, 8.33345191e-3, 4.16657959e-2, 1.66666655e-1, 5.00000012e-1):
+        p = p * r + term
+    power = (n.to(torch.int32) + 127 << 23).view(torch.float32)
+    return x / (1.0 + (p * r * r + r + 1.0) * power)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
