@@ -30,6 +30,8 @@ def load(
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    bits: int | None = None,
+    progress: bool = False,
     **hub: Any,
 ) -> tuple[BaichuanForCausalLM, BaichuanTokenizer]:
     """Load a model and its tokenizer.
@@ -42,13 +44,17 @@ def load(
             float32, being too small to gain from less.
         device: `"cpu"`, `"cuda"`, `"cuda:1"`, `"auto"` (spread over what there is), ...; by default
             `"auto"` where there is an accelerator and `"cpu"` elsewhere.
+        bits: 8 or 4 quantizes while loading; the original weights stay on the disk, mapped, so that
+            memory holds little more than the result. A checkpoint quantized before needs no `bits`.
+        progress: show a bar while quantizing.
         hub: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, `subfolder`,
             as transformers takes them.
 
     Raises:
         CheckpointError: the files are incomplete, damaged, unsafe, or of another model.
         DownloadError: the model is neither here nor to be had from the hub.
-        UsageError: a dtype that there is not, or a device that this machine has not.
+        UsageError: a dtype or bits that there are not, a device that this machine has not, or
+            `bits` for a checkpoint that is quantized otherwise.
     """
     register()
     device = _device(device)
@@ -60,15 +66,46 @@ def load(
     tokenizer = BaichuanTokenizer.from_pretrained(directory)
     # Saved again, a 7B then keeps the name by which other programs know one.
     network = BaiChuanForCausalLM if config.position_embedding == "rope" else BaichuanForCausalLM
-    model = network.from_pretrained(directory, config=config, dtype=given, device_map=device)
-    return model, tokenizer
+    if bits is None or _quantized(config, bits):
+        model = network.from_pretrained(directory, config=config, dtype=given, device_map=device)
+        return model, tokenizer
+    # As they lie in the file, so that nothing is copied before it is quantized.
+    model = network.from_pretrained(directory, config=config, dtype="auto")
+    model.quantize(bits, progress=progress)
+    if isinstance(given, torch.dtype):
+        model.to(given)
+    return model.to(_first(device)), tokenizer
+
+
+def _quantized(config: BaichuanConfig, bits: int) -> bool:
+    """Say whether a checkpoint is quantized to `bits` already; refuse one with other bits."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return False
+    held = settings.get("bits") if isinstance(settings, dict) else settings.plan.scheme.bits
+    if held != bits:
+        raise UsageError(
+            f"bits is {bits}, but the checkpoint is quantized already (int{held}). Leave bits out, "
+            "or give the original weights."
+        )
+    return True
+
+
+def _first(device: str) -> str:
+    """Name one device: quantized weights are small, they are not spread."""
+    kind = torch.accelerator.current_accelerator()
+    return (kind.type if kind else "cpu") if device == "auto" else device
 
 
 def _dtype(given: str | torch.dtype) -> str | torch.dtype:
     dtype = _DTYPES.get(given, given) if isinstance(given, str) else given
     if dtype == "auto" or dtype in _DTYPES.values():
         return dtype
-    raise UsageError(f"dtype is {given!r}; allowed is one of {', '.join(_DTYPES)} or 'auto'.")
+    raise UsageError(
+        "dtype is {given!r}; allowed is one of {allowed} or 'auto'.",
+        given=given,
+        allowed=", ".join(_DTYPES),
+    )
 
 
 def _default_dtype(config: BaichuanConfig, device: str) -> str | torch.dtype:
@@ -91,7 +128,9 @@ def _device(given: str | torch.device | None) -> str:
         return default
     if str(given) not in allowed:
         raise UsageError(
-            f"device is {str(given)!r}; this machine has {', '.join(allowed)} (or give 'auto'). "
-            "A GPU that is missing here is missing to torch: see `baichuan info`."
+            "device is {given!r}; this machine has {allowed} (or give 'auto'). "
+            "A GPU that is missing here is missing to torch: see `baichuan info`.",
+            given=str(given),
+            allowed=", ".join(allowed),
         )
     return str(given)

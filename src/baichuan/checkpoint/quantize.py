@@ -162,8 +162,7 @@ def _write_shards(
     progress: Callable[[int, int], None],
 ) -> None:
     """Pass over the source once; tensors of finished shards are skipped unread."""
-    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
-    total, done = sum(sizes.values()), 0
+    total, done = sum(file.path.stat().st_size for file in weights.files), 0
     source = ((name, tensor) for name, tensor in weights.tensors() if name in shapes)
     for number, shard in enumerate(shards, start=1):
         file = _file(number, len(shards))
@@ -173,7 +172,7 @@ def _write_shards(
             name, tensor = next(source)
             if not whole:
                 tensors |= _converted(name, tensor, shard[name])
-            done += sizes[name]
+            done += tensor.nbytes
             progress(done, total)
         if not whole:
             _save(tensors, journal.directory / file)

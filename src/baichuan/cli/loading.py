@@ -41,7 +41,7 @@ def load_model(
         logging.disable_progress_bar()
     elif watched:
         notes.print(local(f"loading {name}", f"正在加载 {name}"), style="dim", markup=False)
-    return load(name, device=device, **where)
+    return load(name, device=device, progress=watched, **where)
 
 
 def _check_device(device: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,6 +33,10 @@ Dtype = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, auto, ...; chosen if not given.")]
 System = Annotated[str | None, typer.Option(help="System text put before the conversation.")]
+Bits = Annotated[
+    int | None,
+    typer.Option(help="8 or 4: quantize while loading. A quantized checkpoint needs no --bits."),
+]
 #: torch's generators take 64 bits.
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.", min=0, max=2**63 - 1)]
 
@@ -56,6 +61,7 @@ def _options(
 def chat(
     model: Model = None,
     system: System = None,
+    bits: Bits = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
@@ -66,7 +72,7 @@ def chat(
     """
     from baichuan.cli.chat import run_chat
 
-    run_chat(model, system=system, dtype=dtype, device=device)
+    run_chat(model, system=system, bits=bits, dtype=dtype, device=device)
 
 
 @app.command()
@@ -90,6 +96,7 @@ def generate(
         list[str] | None, typer.Option(help="End before this text; may be given several times.")
     ] = None,
     seed: Seed = None,
+    bits: Bits = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
@@ -106,7 +113,26 @@ def generate(
         "seed": seed,
     }
     settings = {name: value for name, value in given.items() if value is not None}
-    run_generate(model, prompt, system, raw, settings, dtype=dtype, device=device)
+    run_generate(model, prompt, system, raw, settings, bits=bits, dtype=dtype, device=device)
+
+
+@app.command()
+def quantize(
+    source: Annotated[str, typer.Argument(help="Directory or hub name of a checkpoint.")],
+    target: Annotated[Path, typer.Argument(help="Directory to make.")],
+    bits: Annotated[int, typer.Option(help="8 or 4.")] = 4,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Columns that share a scale: 32, 64, 128 (default for int4) or 256."),
+    ] = None,
+) -> None:
+    """Write a quantized copy of a checkpoint, tensor by tensor, in little memory.
+
+    Stopped or killed, it goes on where it was when the same command is given again.
+    """
+    from baichuan.cli.quantize import run_quantize
+
+    run_quantize(source, target, bits, group_size)
 
 
 @app.command()

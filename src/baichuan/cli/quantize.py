@@ -1,0 +1,43 @@
+"""`baichuan quantize`: a checkpoint on disk to a smaller one, with a bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from baichuan.checkpoint.quantize import quantize_checkpoint
+from baichuan.hub import local_directory
+from baichuan.quant.plan import Plan
+from baichuan.quant.scheme import Scheme
+
+
+def run_quantize(source: str, target: Path, bits: int, group_size: int | None) -> None:
+    """Quantize and say what came out; interrupted, say how to go on."""
+    plan = Plan(Scheme.of_bits(bits, group_size))
+    directory = local_directory(source)
+    notes = Console(stderr=True)
+    columns = (TextColumn("int{task.fields[bits]}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=notes) as bar:
+        task = bar.add_task("", total=None, bits=bits)
+        try:
+            quantize_checkpoint(
+                directory,
+                target,
+                plan,
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        except KeyboardInterrupt:
+            bar.stop()
+            notes.print("stopped; the same command goes on from here. 已停止；同样的命令会接着做。")
+            raise
+    size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+    print(f"{target}: {size / 1e9:.2f} GB")
