@@ -15,6 +15,7 @@ from typing import Any, cast
 from baichuan.engine.loop import Step
 from baichuan.engine.sampling import SamplingParams
 from baichuan.errors import PromptError
+from baichuan.language import phrase, translate
 from baichuan.model.network import BaichuanForCausalLM
 from baichuan.model.prompt import Message, Role, input_room
 from baichuan.model.tokenizer import BaichuanTokenizer
@@ -103,12 +104,14 @@ class Conversation:
         """
         target = Path(path).expanduser().resolve()
         if target.exists():
-            _read(target, advice="it is not overwritten; choose another name")
+            _read(target, advice=phrase("it is not overwritten; choose another name"))
         content = {"system": self.system, "messages": self.messages}
         try:
             _write_atomically(target, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         except OSError as error:
-            raise PromptError(f"{target} cannot be written ({error.strerror}).") from error
+            raise PromptError(
+                "{path} cannot be written ({reason}).", path=target, reason=error.strerror
+            ) from error
         return target
 
     def load(self, path: str | os.PathLike[str]) -> Path:
@@ -118,7 +121,8 @@ class Conversation:
             PromptError: the file cannot be read or holds no conversation; nothing is changed.
         """
         source = Path(path).expanduser()
-        self.system, self.messages = _read(source, advice="the present conversation is kept")
+        kept = phrase("the present conversation is kept")
+        self.system, self.messages = _read(source, advice=kept)
         return source
 
     def _answer(self, asked: list[Message]) -> Iterator[Step]:
@@ -158,32 +162,45 @@ def _read(path: Path, advice: str) -> tuple[str | None, list[Message]]:
         content = json.loads(path.read_text("utf-8"))
         return _checked(content)
     except OSError as error:
-        raise PromptError(f"{path} cannot be read ({error.strerror}); {advice}.") from error
+        raise PromptError(
+            "{path} cannot be read ({reason}); {advice}.",
+            path=path,
+            reason=error.strerror,
+            advice=translate(advice),
+        ) from error
     except (ValueError, RecursionError) as error:
-        reason = "it is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise PromptError(f"{path} is no saved conversation ({reason}); {advice}.") from error
+        not_json = isinstance(error, json.JSONDecodeError)
+        raise PromptError(
+            "{path} is no saved conversation ({reason}); {advice}.",
+            path=path,
+            reason=translate("it is not JSON") if not_json else error,
+            advice=translate(advice),
+        ) from error
 
 
 def _checked(content: object) -> tuple[str | None, list[Message]]:
     """Give system text and messages; a ValueError says what is wrong with them."""
     if not isinstance(content, dict) or not isinstance(content.get("messages"), list):
-        raise ValueError("it has no list of 'messages'")
+        raise ValueError(translate("it has no list of 'messages'"))
     system = content.get("system")
     if system is not None:
-        _check_text("the system text", system)
+        _check_text("system", system)
     messages: list[Message] = []
     for number, message in enumerate(content["messages"]):
         if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
-            raise ValueError(f"messages[{number}] is not from 'user' or 'assistant'")
-        _check_text(f"the content of messages[{number}]", message.get("content"))
+            unknown = translate(
+                "messages[{number}] is not from 'user' or 'assistant'", number=number
+            )
+            raise ValueError(unknown)
+        _check_text(f"messages[{number}].content", message.get("content"))
         messages.append({"role": cast(Role, message["role"]), "content": message["content"]})
     return system, messages
 
 
 def _check_text(what: str, text: object) -> None:
     if not isinstance(text, str):
-        raise ValueError(f"{what} is no text")
+        raise ValueError(translate("{what} is no text", what=what))
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{what} holds half a character") from error
+        raise ValueError(translate("{what} holds half a character", what=what)) from error

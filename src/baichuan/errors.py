@@ -7,12 +7,25 @@
     ├── PromptError             messages that make no conversation
     └── DownloadError           a model that is neither here nor to be had from the hub
 
-Each message is one sentence or two: what was given, what is allowed, what to do.
+Each message is one sentence or two: what was given, what is allowed, what to do. It is written as
+a template and its facts, `UsageError("bits is {bits}; allowed is 8 or 4.", bits=bits)`, so that the
+template can be found in the catalogue of the user's language.
 """
+
+from baichuan.language import translate
 
 
 class BaichuanError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and mend.
+
+    Args:
+        template: the message in English, for `str.format`; looked up in the user's language.
+        facts: what its `{names}` stand for; without any, braces mean themselves.
+    """
+
+    def __init__(self, template: str, /, **facts: object) -> None:
+        # The finished sentence is the only argument kept: pickle and copy make the error from it.
+        super().__init__(translate(template, **facts))
 
 
 class UsageError(BaichuanError, ValueError):

@@ -50,11 +50,14 @@ def local_directory(
     if name and path.is_dir():
         return path / subfolder
     if path.is_file():
-        raise CheckpointError(f"{path} is a file; give the directory that holds the checkpoint.")
+        raise CheckpointError(
+            "{path} is a file; give the directory that holds the checkpoint.", path=path
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"{name!r} is neither a directory on this machine nor a hub name like "
-            "'baichuan-inc/Baichuan-13B-Chat'. Check the spelling."
+            "{name!r} is neither a directory on this machine nor a hub name like "
+            "'baichuan-inc/Baichuan-13B-Chat'. Check the spelling.",
+            name=name,
         )
 
     def fetch(*patterns: str) -> Path:
@@ -75,26 +78,34 @@ def local_directory(
         if not any(directory.glob("model*.safetensors")):
             directory = fetch(_PICKLES)
     except (OSError, HTTPError, HFValidationError) as error:
-        raise DownloadError(_sentence(name, revision, error)) from error
+        raise _explained(name, revision, error) from error
     return directory
 
 
-def _sentence(name: str, revision: str | None, error: Exception) -> str:
+def _explained(name: str, revision: str | None, error: Exception) -> DownloadError:
     """Say why a model could not be fetched, and what to do."""
+    model = f"{name}@{revision}" if revision else name
     if isinstance(error, GatedRepoError):
-        return f"The model {name!r} asks for its licence to be accepted on its hub page first."
+        return DownloadError(
+            "The model {model!r} asks for its licence to be accepted on its hub page first.",
+            model=model,
+        )
     if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)):
-        return (
-            f"The hub has no model {name!r}{f' at revision {revision!r}' if revision else ''}, "
-            "or it is private, and there is no directory of this name: check the spelling, or log "
-            "in with `hf auth login`."
+        return DownloadError(
+            "The hub has no model {model!r}, or it is private, and there is no directory of this "
+            "name: check the spelling, or log in with `hf auth login`.",
+            model=model,
         )
     offline = (LocalEntryNotFoundError, OfflineModeIsEnabled)
     if isinstance(error, offline) or not isinstance(error, (OSError, HfHubHTTPError)):
-        return (
-            f"The model {name!r} is not on this machine, or only in part, and the hub cannot be "
+        return DownloadError(
+            "The model {model!r} is not on this machine, or only in part, and the hub cannot be "
             "reached (no network, or HF_HUB_OFFLINE is set). Connect, or give the directory of a "
-            "downloaded checkpoint."
+            "downloaded checkpoint.",
+            model=model,
         )
-    why = (str(error) or type(error).__name__).splitlines()[0]
-    return f"The model {name!r} could not be fetched: {why}. What is here already will be kept."
+    return DownloadError(
+        "The model {model!r} could not be fetched: {why}. What is here already will be kept.",
+        model=model,
+        why=(str(error) or type(error).__name__).splitlines()[0],
+    )

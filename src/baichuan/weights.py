@@ -87,16 +87,22 @@ class WeightFiles:
         for name, shard in promised.items():
             if name not in held[shard]:
                 raise CheckpointError(
-                    f"{self.directory / shard} lacks the tensor {name} that the index places "
-                    "there: fetch the file again."
+                    "{file} lacks the tensor {name} that the index places there: fetch the file "
+                    "again.",
+                    file=self.directory / shard,
+                    name=name,
                 )
         seen: dict[str, str] = {}
         for shard, names in held.items():
             for name in names:
                 if name in seen:
                     raise CheckpointError(
-                        f"{name} is in both {seen[name]} and {shard} of {self.directory}: files of "
-                        "two checkpoints are mixed; fetch the directory afresh."
+                        "{name} is in both {one} and {other} of {directory}: files of two "
+                        "checkpoints are mixed; fetch the directory afresh.",
+                        name=name,
+                        one=seen[name],
+                        other=shard,
+                        directory=self.directory,
                     )
                 seen[name] = shard
 
@@ -109,10 +115,14 @@ def _locate(directory: Path, safetensors: bool | None) -> tuple[list[Path], dict
     layout = next((name for name in layouts if (directory / name).is_file()), None)
     if layout is None:
         if not directory.is_dir():
-            raise CheckpointError(f"There is no directory {directory}. Check the spelling.")
+            raise CheckpointError(
+                "There is no directory {directory}. Check the spelling.", directory=directory
+            )
         raise CheckpointError(
-            f"{directory} holds no weights: one of {', '.join(layouts)} is needed. "
-            "Give the directory of a checkpoint."
+            "{directory} holds no weights: one of {names} is needed. "
+            "Give the directory of a checkpoint.",
+            directory=directory,
+            names=", ".join(layouts),
         )
     if not layout.endswith(".index.json"):
         return [directory / layout], {}
@@ -121,8 +131,12 @@ def _locate(directory: Path, safetensors: bool | None) -> tuple[list[Path], dict
     missing = [name for name in shards if not (directory / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{directory} lacks {len(missing)} of {len(shards)} shards that {layout} names: "
-            f"{', '.join(missing)}. Fetch them."
+            "{directory} lacks {count} of {total} shards that {index} names: {names}. Fetch them.",
+            directory=directory,
+            count=len(missing),
+            total=len(shards),
+            index=layout,
+            names=", ".join(missing),
         )
     return [directory / name for name in shards], promised
 
@@ -135,13 +149,17 @@ def _read_index(path: Path) -> dict[str, str]:
         shards = {os.fspath(name) for name in promised.values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is not an index of shards ({error!r}): fetch the file again."
+            "{path} is not an index of shards ({reason!r}): fetch the file again.",
+            path=path,
+            reason=error,
         ) from error
     outside = sorted(name for name in shards if Path(name).name != name)
     if outside:
         raise CheckpointError(
-            f"{path} is refused: it names files elsewhere ({', '.join(outside[:3])}). "
-            "Fetch the checkpoint from where you trust it."
+            "{path} is refused: it names files elsewhere ({names}). "
+            "Fetch the checkpoint from where you trust it.",
+            path=path,
+            names=", ".join(outside[:3]),
         )
     return dict(promised)
 
@@ -150,8 +168,9 @@ def _check_pointer(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise CheckpointError(
-                f"{path} is a git-lfs pointer, not the file that it stands for: run `git lfs pull` "
-                "in its directory, or fetch the file again."
+                "{path} is a git-lfs pointer, not the file that it stands for: run `git lfs pull` "
+                "in its directory, or fetch the file again.",
+                path=path,
             )
 
 
@@ -163,16 +182,21 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
+    except FileNotFoundError as error:
+        raise CheckpointError("There is no file {path}. Fetch it.", path=path) from error
     except Exception as error:  # a damaged pickle can fail in any way; see the fuzz test
         if any(words in str(error) for words in _FOREIGN):
             raise CheckpointError(
-                f"{path} is refused: its pickle holds more than tensors and would run code of its "
-                "author if loaded. Nothing was run. Ask for the weights as safetensors."
+                "{path} is refused: its pickle holds more than tensors and would run code of its "
+                "author if loaded. Nothing was run. Ask for the weights as safetensors.",
+                path=path,
             ) from error
-        size = f"{path.stat().st_size:,} bytes" if path.exists() else "no such file"
         raise CheckpointError(
-            f"{path} cannot be read ({size}; truncated or damaged: {_reason(error)}). "
-            "Fetch the file again."
+            "{path} cannot be read ({size:,} bytes; truncated or damaged: {reason}). "
+            "Fetch the file again.",
+            path=path,
+            size=path.stat().st_size,
+            reason=_reason(error),
         ) from error
 
 
@@ -212,15 +236,17 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
     mapped = zipfile.is_zipfile(path)
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(state, dict):
-        raise _no_table(path, f"an object of type {type(state).__name__}")
+        raise _no_table(path, type(state).__name__)
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise _no_table(path, f"{type(tensor).__name__} under {name!r}")
+            raise _no_table(path, f"{name!r}: {type(tensor).__name__}")
     return state
 
 
 def _no_table(path: Path, found: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} is no table of tensors by name: it holds {found}. Give a file of weights alone, "
-        "as save_pretrained writes it."
+        "{path} is no table of tensors by name (it holds {found}). Give a file of weights alone, "
+        "as save_pretrained writes it.",
+        path=path,
+        found=found,
     )

@@ -121,15 +121,15 @@ def test_web_page_in_place_of_a_file(single):
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        ([torch.ones(1)], "an object of type list"),
-        ({"a": 3}, "int under 'a'"),
-        ({"model": {"a": torch.ones(1)}}, "dict under 'model'"),
-        ({3: torch.ones(1)}, "Tensor under 3"),
+        ([torch.ones(1)], "holds list"),
+        ({"a": 3}, "holds 'a': int"),
+        ({"model": {"a": torch.ones(1)}}, "holds 'model': dict"),
+        ({3: torch.ones(1)}, "holds 3: Tensor"),
     ],
 )
 def test_pickle_of_something_else(tmp_path, content, found):
     torch.save(content, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=f"no table of tensors by name: it holds {found}"):
+    with pytest.raises(CheckpointError, match=f"no table of tensors by name .it {found}"):
         WeightFiles(tmp_path)
 
 

@@ -118,7 +118,11 @@ class Engine:
         self, model: DecoderModel, decode: Decode, *, prefill_chunk: int = PREFILL_CHUNK
     ) -> None:
         if prefill_chunk < 1:
-            raise UsageError(f"prefill_chunk is {prefill_chunk}; allowed is 1 or more.")
+            raise UsageError(
+                "{name} is {given}; allowed is 1 or more.",
+                name="prefill_chunk",
+                given=prefill_chunk,
+            )
         self._model = model
         self._decode = decode
         self._prefill_chunk = prefill_chunk

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from baichuan.errors import UsageError
+from baichuan.language import phrase, translate
 
-_LEAST_TEMPERATURE = 1e-6
+_LEAST_TEMPERATURE = 0.000001
 _SEEDS = 2**63
 
 
@@ -56,30 +57,32 @@ class SamplingParams:
             self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < math.inf,
             "temperature",
             self.temperature,
-            f"0 (greedy) or a number from {_LEAST_TEMPERATURE:f}",
+            phrase("0 (greedy) or a number from 0.000001"),
         )
-        _require(_whole(self.top_k, 0), "top_k", self.top_k, "0 (off) or a larger whole number")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
+        whole = phrase("0 (off) or a larger whole number")
+        _require(_whole(self.top_k, 0), "top_k", self.top_k, whole)
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, phrase("above 0 and at most 1"))
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, phrase("from 0 to 1"))
         _require(
             0 < self.repetition_penalty < math.inf,
             "repetition_penalty",
             self.repetition_penalty,
-            "a number above 0",
+            phrase("a number above 0"),
         )
         if self.seed is not None:
-            _require(
-                _whole(self.seed, 0, _SEEDS), "seed", self.seed, "a whole number from 0, below 2^63"
-            )
-        _require(_whole(self.max_tokens, 1), "max_tokens", self.max_tokens, "a whole number from 1")
+            below = phrase("a whole number from 0, below 2^63")
+            _require(_whole(self.seed, 0, _SEEDS), "seed", self.seed, below)
+        from_1 = phrase("a whole number from 1")
+        _require(_whole(self.max_tokens, 1), "max_tokens", self.max_tokens, from_1)
         _require(
             _texts(self.stop),
             "stop",
             self.stop,
-            "a tuple of strings that are not empty",
+            phrase("a tuple of strings that are not empty"),
         )
         if self.logprobs is not None:
-            _require(_whole(self.logprobs, 0), "logprobs", self.logprobs, "a whole number from 0")
+            from_0 = phrase("a whole number from 0")
+            _require(_whole(self.logprobs, 0), "logprobs", self.logprobs, from_0)
 
     def changed(self, **changes: Any) -> SamplingParams:
         """Give a copy with some values replaced.
@@ -90,8 +93,9 @@ class SamplingParams:
         unknown = changes.keys() - self.__dataclass_fields__.keys()
         if unknown:
             raise UsageError(
-                f"No sampling parameter is called {', '.join(sorted(unknown))}; there are "
-                f"{', '.join(self.__dataclass_fields__)}."
+                "No sampling parameter is called {given}; there are {names}.",
+                given=", ".join(sorted(unknown)),
+                names=", ".join(self.__dataclass_fields__),
             )
         return replace(self, **changes)
 
@@ -129,7 +133,12 @@ def _texts(value: object) -> bool:
 
 def _require(holds: bool, name: str, given: object, allowed: str) -> None:
     if not holds:
-        raise UsageError(f"{name} is {given!r}; allowed is {allowed}.")
+        raise UsageError(
+            "{name} is {given!r}; allowed is {allowed}.",
+            name=name,
+            given=given,
+            allowed=translate(allowed),
+        )
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

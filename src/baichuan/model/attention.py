@@ -200,8 +200,11 @@ def _index_channels(keys: int, origin: int, key: Tensor) -> Tensor:
     if origin > _FARTHEST_KEY and key.element_size() < 4:
         dtype = str(key.dtype).removeprefix("torch.")
         raise UsageError(
-            f"A sequence of {keys:,} tokens is too long for {dtype}, "
-            f"which holds ALiBi's distances up to {_FARTHEST_KEY:,}; shorten it or use float32."
+            "A sequence of {length:,} tokens is too long for {dtype}, which holds ALiBi's "
+            "distances up to {farthest:,}; shorten it or use float32.",
+            length=keys,
+            dtype=dtype,
+            farthest=_FARTHEST_KEY,
         )
     index = torch.arange(keys, device=key.device) - origin
     low = index.remainder(_INDEX_BASE)

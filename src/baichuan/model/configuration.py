@@ -105,14 +105,17 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise CheckpointError(
-                f"The checkpoint's config.json says model_type {model_type!r}; this package runs "
-                "Baichuan-13B and Baichuan-7B, whose model_type is 'baichuan'."
+                "The checkpoint's config.json says model_type {given!r}; this package runs "
+                "Baichuan-13B and Baichuan-7B, whose model_type is 'baichuan'.",
+                given=model_type,
             )
         try:
             return super().from_dict(config_dict, **kwargs)
         except (StrictDataclassError, UsageError, AttributeError, TypeError) as error:
             why = " ".join(str(error.__cause__ or error).split())
-            raise CheckpointError(f"The checkpoint's config.json cannot be used: {why}") from error
+            raise CheckpointError(
+                "The checkpoint's config.json cannot be used: {why}", why=why
+            ) from error
 
     def _published_position_embedding(self) -> PositionEmbedding:
         """Tell the families apart by what their published files hold."""
@@ -126,18 +129,30 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
         """Refuse shapes that no Baichuan-1 network has."""
         for name in _SIZES:
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; allowed is 1 or more.")
-        columns = 2 * self.num_attention_heads if self.position_embedding == "rope" else None
-        if self.hidden_size % (columns or self.num_attention_heads):
+                raise UsageError(
+                    "{name} is {given}; allowed is 1 or more.",
+                    name=name,
+                    given=getattr(self, name),
+                )
+        if self.hidden_size % self.num_attention_heads:
             raise UsageError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                f"{self.num_attention_heads}{' x 2' if columns else ''}: each head needs the same "
-                f"{'even ' if columns else ''}number of columns."
+                "hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}: each "
+                "head needs the same number of columns.",
+                hidden_size=self.hidden_size,
+                heads=self.num_attention_heads,
+            )
+        if self.position_embedding == "rope" and self.head_dim % 2:
+            raise UsageError(
+                "hidden_size {hidden_size} is not a multiple of num_attention_heads {heads} x 2: "
+                "RoPE needs an even number of columns for each head.",
+                hidden_size=self.hidden_size,
+                heads=self.num_attention_heads,
             )
         if self.vocab_size == _BAICHUAN2_VOCABULARY:
             raise UsageError(
-                f"A vocabulary of {_BAICHUAN2_VOCABULARY} is Baichuan 2's, whose output head is "
-                "normalised; this package runs Baichuan-13B and Baichuan-7B (vocabulary 64,000)."
+                "A vocabulary of {size} is Baichuan 2's, whose output head is normalised; this "
+                "package runs Baichuan-13B and Baichuan-7B (vocabulary 64,000).",
+                size=_BAICHUAN2_VOCABULARY,
             )
 
     @property
@@ -160,5 +175,9 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
             UsageError: the name is none of these.
         """
         if name not in _PRESETS:
-            raise UsageError(f"No preset is called {name!r}; there are {', '.join(_PRESETS)}.")
+            raise UsageError(
+                "No preset is called {name!r}; there are {names}.",
+                name=name,
+                names=", ".join(_PRESETS),
+            )
         return cls(**{**_PRESETS[name], **changes})

@@ -216,8 +216,11 @@ class BaichuanModel(BaichuanPreTrainedModel):
         except IndexError as error:  # on GPUs the kernel stops instead
             assert input_ids is not None
             raise UsageError(
-                f"input_ids go from {int(input_ids.min())} to {int(input_ids.max())}; allowed are "
-                f"0 to {self.config.vocab_size - 1}. Is this another model's tokenizer?"
+                "input_ids go from {least} to {most}; allowed are 0 to {last}. Is this another "
+                "model's tokenizer?",
+                least=int(input_ids.min()),
+                most=int(input_ids.max()),
+                last=self.config.vocab_size - 1,
             ) from error
 
     def _rotary(
@@ -236,9 +239,11 @@ def _needed_mask(mask: Tensor | None, keys: int) -> Tensor | None:
         return None
     if mask.ndim not in (2, 3) or mask.shape[-1] != keys:
         raise UsageError(
-            f"attention_mask has shape {list(mask.shape)}; allowed are [batch, keys] with segment "
-            "numbers (0 = padding) and [batch, positions, keys] with 1 = visible, where keys "
-            f"counts what the cache holds and the new positions: {keys} here."
+            "attention_mask has shape {shape}; allowed are [batch, keys] with segment numbers "
+            "(0 = padding) and [batch, positions, keys] with 1 = visible, where keys counts what "
+            "the cache holds and the new positions: {keys} here.",
+            shape=list(mask.shape),
+            keys=keys,
         )
     # Waits for a GPU once per pass, not per layer: cheaper than masking every layer in vain.
     return None if bool((mask == 1).all()) else mask

@@ -45,8 +45,11 @@ def input_room(model_max_length: int, max_new_tokens: int, form: Form = "current
         room = max(room, model_max_length // 2)
     if room < 1:
         raise UsageError(
-            f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a context of "
-            f"{model_max_length} tokens; ask for at most {model_max_length - 1}."
+            "max_new_tokens {given} leaves no room for a prompt in a context of {context} tokens; "
+            "ask for at most {most}.",
+            given=max_new_tokens,
+            context=model_max_length,
+            most=model_max_length - 1,
         )
     return room
 
@@ -158,16 +161,23 @@ def _last(ids: list[int], count: int | None) -> list[int]:
 
 def _check_arguments(max_input: int | None, form: str) -> None:
     if form not in get_args(Form):
-        raise UsageError(f"form {form!r} is not known; it is {' or '.join(get_args(Form))}.")
+        raise UsageError(
+            "form is {given!r}; allowed is one of {allowed}.",
+            given=form,
+            allowed=", ".join(get_args(Form)),
+        )
     if max_input is not None and max_input < 1:
-        raise UsageError(f"max_input is {max_input}; it must be at least 1, or None for no limit.")
+        raise UsageError(
+            "max_input is {given}; it must be at least 1, or None for no limit.", given=max_input
+        )
 
 
 def _check_messages(messages: Sequence[Message], form: Form) -> None:
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise PromptError(
-            f"messages is a {type(messages).__name__}; give a list such as "
-            '[{"role": "user", "content": "你好"}].'
+            "messages is a {kind}; give a list such as {example}.",
+            kind=type(messages).__name__,
+            example='[{"role": "user", "content": "你好"}]',
         )
     if not messages and form == "current":
         raise PromptError("messages is empty; give at least one message.")
@@ -178,16 +188,25 @@ def _check_messages(messages: Sequence[Message], form: Form) -> None:
 def _check_message(number: int, message: object, form: Form) -> None:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise PromptError(
-            f"messages[{number}] is {message!r:.80}; each needs the keys 'role' and 'content'."
+            "messages[{number}] is {given!r:.80}; each needs the keys 'role' and 'content'.",
+            number=number,
+            given=message,
         )
     role, content = message["role"], message["content"]
     if role not in get_args(Role):
         raise PromptError(
-            f"messages[{number}] has the role {role!r}; roles are {', '.join(get_args(Role))}."
+            "messages[{number}] has the role {role!r}; roles are {allowed}.",
+            number=number,
+            role=role,
+            allowed=", ".join(get_args(Role)),
         )
     if not isinstance(content, str):
         raise PromptError(
-            f"messages[{number}] has a content of type {type(content).__name__}; it must be a str."
+            "messages[{number}] has a content of type {kind}; it must be a str.",
+            number=number,
+            kind=type(content).__name__,
         )
     if role == "system" and number and form == "current":
-        raise PromptError(f"messages[{number}] is a system message; only the first may be one.")
+        raise PromptError(
+            "messages[{number}] is a system message; only the first may be one.", number=number
+        )

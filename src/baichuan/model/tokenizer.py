@@ -61,8 +61,10 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped 
         except RuntimeError as error:  # sentencepiece's own
             size = Path(str(vocab_file)).stat().st_size
             raise TokenizerError(
-                f"{vocab_file} is not a sentencepiece model: it has {size:,} bytes, where the "
-                "published one has about a million and a git-lfs pointer some 130. Fetch it again."
+                "{file} is not a sentencepiece model: it has {size:,} bytes, where the "
+                "published one has about a million and a git-lfs pointer some 130. Fetch it again.",
+                file=vocab_file,
+                size=size,
             ) from error
 
     def get_vocab(self) -> dict[str, int]:
@@ -179,8 +181,11 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped 
             return str(self.sp_model.decode(ids))
         except IndexError as error:
             raise TokenizerError(
-                f"{min(ids)} to {max(ids)} are not all token ids; they go from 0 to "
-                f"{len(self) - 1} (labels of -100 must be replaced before decoding)."
+                "{least} to {most} are not all token ids; they go from 0 to {last} (labels of -100 "
+                "must be replaced before decoding).",
+                least=min(ids),
+                most=max(ids),
+                last=len(self) - 1,
             ) from error
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
@@ -296,9 +301,14 @@ def _tokenizer_config_without_code(name: Any, **kwargs: Any) -> dict[str, Any]:
 
 
 def _check_file(vocab_file: object) -> None:
-    if not isinstance(vocab_file, (str, Path)) or not Path(vocab_file).is_file():
-        where = f"There is no file {vocab_file}" if vocab_file else "No tokenizer.model was found"
+    if not vocab_file:
         raise TokenizerError(
-            f"{where}; a Baichuan tokenizer needs the checkpoint's tokenizer.model. "
-            "Put it beside config.json or fetch the checkpoint again."
+            "No tokenizer.model was found; a Baichuan tokenizer needs the checkpoint's "
+            "tokenizer.model. Put it beside config.json or fetch the checkpoint again."
+        )
+    if not isinstance(vocab_file, (str, Path)) or not Path(vocab_file).is_file():
+        raise TokenizerError(
+            "There is no file {file}; a Baichuan tokenizer needs the checkpoint's tokenizer.model. "
+            "Put it beside config.json or fetch the checkpoint again.",
+            file=vocab_file,
         )

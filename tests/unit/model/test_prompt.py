@@ -153,7 +153,7 @@ def test_what_is_no_conversation(messages: Any, sentence: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"form": "vicuna"}, "it is current or july2023"), ({"max_input": 0}, "at least 1")],
+    [({"form": "vicuna"}, "allowed is one of current, july2023"), ({"max_input": 0}, "at least 1")],
 )
 def test_arguments_that_cannot_be(options: Any, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
