@@ -1,0 +1,134 @@
+"""Writes the measured figures into the documents, from the JSON files of results/.
+
+    python benchmarks/report.py           write
+    python benchmarks/report.py --check   fail if a document does not say what the results say
+
+A document marks where a table goes: <!-- figures: NAME --> up to <!-- end -->.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+_PLACE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Fill in every marked place, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
+    check = parser.parse_args().check
+    stale = []
+    for path in (*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")):
+        old = path.read_text("utf-8")
+        chinese = path.stem.endswith("_zh")
+        new = _PLACE.sub(lambda m: m[1] + _TABLES[m[2]](chinese) + m[3], old)  # noqa: B023
+        if new != old:
+            stale.append(path.name)
+            if not check:
+                path.write_text(new, "utf-8")
+    if check and stale:
+        sys.exit(f"{', '.join(stale)}: figures differ from benchmarks/results; run report.py.")
+
+
+def _read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return content
+
+
+def _rows(*rows: tuple[object, ...]) -> str:
+    head, *body = ("| " + " | ".join(map(str, row)) + " |" for row in rows)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
+
+
+def _hardware(figures: dict[str, Any], chinese: bool) -> str:
+    """Name the machine under a table."""
+    m = figures["machine"]
+    where = f"{m['cpu']}, {m['threads']} / {m['cores']}"
+    if chinese:
+        return f"\n硬件：{where} 核，{m['memory_gb']} GB 内存，torch {m['versions']['torch']}。\n"
+    return f"\n{where} cores, {m['memory_gb']} GB, torch {m['versions']['torch']}.\n"
+
+
+def full_size(chinese: bool) -> str:
+    """Loading and speed of the network at full width in bfloat16."""
+    some, whole = _read("full_size_24"), _read("full_size_40")
+    speed = {n: some[f"prefill_{n}_tokens_per_second"]["median"] for n in (128, 512)}
+    decode = some["decode_after_512_tokens_per_second"]["median"]
+    words = (
+        ("bfloat16，随机权重", "24 层（全宽）", "全部 40 层")
+        if chinese
+        else ("bfloat16, random weights", "24 layers, full width", "all 40 layers")
+    )
+    names = (
+        ("载入", "自有内存", "文件", "prefill 128 / 512", "decode，512 之后")
+        if chinese
+        else ("loading", "memory of its own", "files", "prefill of 128 / 512", "decode after 512")
+    )
+    table = _rows(
+        words,
+        (names[0], f"{some['load_seconds']:.1f} s", f"{whole['load_seconds']:.1f} s"),
+        (names[1], f"{some['load_own_memory_gb']:.1f} GB", f"{whole['load_own_memory_gb']:.1f} GB"),
+        (names[2], f"{some['file_gb']:.1f} GB", f"{whole['file_gb']:.1f} GB"),
+        (names[3], f"{speed[128]:.0f} / {speed[512]:.0f} tokens/s", "—"),
+        (names[4], f"{decode:.2f} tokens/s", "—"),
+    )
+    return table + _hardware(some, chinese)
+
+
+def attention(chinese: bool) -> str:
+    """Memory and time of attention over long prompts, both ways."""
+    figures = _read("attention_memory")
+    rows = {(row["way"], row["tokens"]): row for row in figures["rows"]}
+    head = (
+        ("一层的注意力，token 数", "本项目", "整个 [头, L, L]")
+        if chinese
+        else ("attention of one layer, tokens", "this package", "a whole [heads, L, L]")
+    )
+    body = []
+    for length in sorted({row["tokens"] for row in figures["rows"]}):
+        cells = [rows.get((way, length)) for way in ("ours", "whole_bias")]
+        texts = [f"{c['added_peak_gb']:.2f} GB, {c['seconds']:.2f} s" if c else "—" for c in cells]
+        body.append((f"{length:,}", *texts))
+    return _rows(head, *body) + _hardware(figures, chinese)
+
+
+def conversation(chinese: bool) -> str:
+    """Time to the first token of some turns of a conversation, with and without its cache."""
+    figures = _read("conversation")
+    head = (
+        ("轮次", "提示 token", "其中新算", "首 token", "没有缓存")
+        if chinese
+        else ("turn", "prompt tokens", "of them computed", "first token", "without the cache")
+    )
+    body = [
+        (
+            row["turn"],
+            row["prompt_tokens"],
+            row["prompt_tokens"] - row["cached_tokens"],
+            f"{row['first_token_seconds']:.2f} s",
+            f"{row['first_token_seconds_without']:.2f} s",
+        )
+        for row in figures["rows"]
+        if row["turn"] in (1, 2, 5, 10)
+    ]
+    return _rows(head, *body) + _hardware(figures, chinese)
+
+
+_TABLES: dict[str, Callable[[bool], str]] = {
+    "full_size": full_size,
+    "attention": attention,
+    "conversation": conversation,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The READMEs' own commands and snippets, run as a reader would, with the demo for the 13B."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from baichuan.checkpoint.load import DEMO
+
+ROOT = Path(__file__).parents[2]
+READMES = ["README.md", "README_zh.md"]
+HUB_NAME = "baichuan-inc/Baichuan-13B-Chat"
+
+
+def blocks(readme: str, language: str) -> list[str]:
+    text = (ROOT / readme).read_text("utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def run(command: list[str], given: str = "") -> str:
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_python(readme):
+    (code,) = blocks(readme, "python")
+    assert HUB_NAME in code
+    out = run([sys.executable, "-W", "error", "-c", code.replace(HUB_NAME, str(DEMO))])
+    assert "乔戈里峰" in out
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_commands(readme):
+    lines = [line for block in blocks(readme, "bash") for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("baichuan")]
+    assert {words[1] for words in commands} >= {"chat", "generate", "info"}
+    for words in commands:
+        arguments = [str(DEMO) if word == HUB_NAME else word for word in words[1:]]
+        out = run([sys.executable, "-m", "baichuan.cli.main", *arguments], given="你好\n/bye\n")
+        assert out.strip(), words
