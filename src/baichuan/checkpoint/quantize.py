@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaichuanForCausalLM
-from baichuan.model.pretrained import compare_shapes, read_config
-from baichuan.model.quantization import BaichuanQuantizationConfig
+from baichuan.model.pretrained import check_tensors, read_config, refuse_quantized
+from baichuan.model.quantization import BaichuanQuantizationConfig, plan_for
 from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.plan import Plan, linears
 from baichuan.quant.scheme import Scheme
@@ -58,11 +58,8 @@ def quantize_checkpoint(
         UsageError: the target exists.
     """
     config = read_config(source)
-    if getattr(config, "quantization_config", None) is not None:
-        raise CheckpointError(
-            f"{source} is quantized already; quantizing it twice would lose more. "
-            "Give the directory of the original weights."
-        )
+    refuse_quantized(config, source)
+    plan = plan_for(config, plan)
     if target.exists():
         raise UsageError(f"{target} exists; give a name that is free, or remove it first.")
     weights = WeightFiles(source)
@@ -84,7 +81,7 @@ def _schemes(
     """Give the scheme of each weight to quantize, having checked that all tensors are there."""
     with torch.device("meta"):
         network: nn.Module = BaichuanForCausalLM(config)
-    compare_shapes(source, shapes, {n: tuple(t.shape) for n, t in network.state_dict().items()})
+    check_tensors(source, shapes, network)
     return {f"{name}.weight": scheme for name, scheme in linears(network, plan).items()}
 
 

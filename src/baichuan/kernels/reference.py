@@ -22,7 +22,8 @@ def round_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
     Ties go to the even code. A group that holds NaN or infinity has codes 0 and scale NaN.
     """
-    x = F.pad(x, (0, -x.shape[1] % group_size)).unflatten(1, (-1, group_size))
+    groups = -(-x.shape[1] // group_size)
+    x = F.pad(x, (0, -x.shape[1] % group_size)).view(len(x), groups, group_size)
     most = x.abs().amax(-1)
     usable = (most >= _LEAST) & most.isfinite()
     # Not `127.0 / most`, which torch computes as 127 times the rounded reciprocal.

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from baichuan.errors import CheckpointError
 from baichuan.hub import local_directory
 from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.quantization import swap_modules
 from baichuan.weights import WeightFiles
 
 #: The 7B's code kept its table of rotary frequencies among the weights; it is computed here.
@@ -61,6 +62,8 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         config = kwargs.get("config")
         if not isinstance(config, BaichuanConfig):
             config = BaichuanConfig.from_pretrained(config) if config else read_config(directory)
+        if kwargs.get("quantization_config") is not None:
+            refuse_quantized(config, directory)
         cls._check_files(config, directory, kwargs.get("use_safetensors"))
         with_info = kwargs.pop("output_loading_info", False)
         # It would let transformers run a `custom_generate/generate.py` of the directory.
@@ -80,19 +83,16 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         if generation.is_file():
             _read_json(generation)
         held = WeightFiles(directory, safetensors).shapes
-        if getattr(config, "quantization_config", None) is not None:
-            return  # the quantizer swaps modules first; transformers' report is checked after it
         with torch.device("meta"):
             network = cls(config)
-        expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        settings = getattr(config, "quantization_config", None)
+        if settings is not None:
+            swap_modules(network, settings)
         prefix = f"{cls.base_model_prefix}."
         if not hasattr(network, cls.base_model_prefix) and any(n.startswith(prefix) for n in held):
             # AutoModel: the network without its head, from a checkpoint of the whole.
             held = {n.removeprefix(prefix): s for n, s in held.items() if n.startswith(prefix)}
-        tied = (network._tied_weights_keys or ()) if config.tie_word_embeddings else ()
-        compare_shapes(
-            directory, held, {n: s for n, s in expected.items() if n in held or n not in tied}
-        )
+        check_tensors(directory, held, network)
 
 
 def read_config(directory: Path) -> BaichuanConfig:
@@ -104,8 +104,9 @@ def read_config(directory: Path) -> BaichuanConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise CheckpointError(
-            f"{directory} has no config.json; give the directory of a checkpoint "
-            "(config.json, tokenizer.model and the weights)."
+            "{directory} has no config.json; give the directory of a checkpoint "
+            "(config.json, tokenizer.model and the weights).",
+            directory=directory,
         )
     return cast(BaichuanConfig, BaichuanConfig.from_dict(_read_json(path)))
 
@@ -115,28 +116,46 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not JSON ({error}; {path.stat().st_size:,} bytes). Fetch the file again."
+            "{path} is not JSON ({reason}; {size:,} bytes). Fetch the file again.",
+            path=path,
+            reason=error,
+            size=path.stat().st_size,
         ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no table of settings. Fetch the file again.")
+        raise CheckpointError("{path} holds no table of settings. Fetch the file again.", path=path)
     return content
 
 
-def compare_shapes(
-    directory: Path,
-    held: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, tuple[int, ...]],
-) -> None:
+def refuse_quantized(config: BaichuanConfig, directory: Path) -> None:
+    """Raise CheckpointError if a checkpoint, of which more bits are asked, has few already."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise CheckpointError(
+            "{directory} is quantized already; quantizing it twice would lose more. "
+            "Give the directory of the original weights.",
+            directory=directory,
+        )
+
+
+def check_tensors(directory: Path, held: Mapping[str, tuple[int, ...]], network: Any) -> None:
     """Check that a checkpoint holds exactly the tensors that a network expects.
+
+    Args:
+        directory: for the message.
+        held: name to shape of the checkpoint's tensors.
+        network: a network as it would be loaded; may be on the meta device.
 
     Raises:
         CheckpointError: names the first few that are missing, extra, or of another shape.
     """
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    for name in (network._tied_weights_keys or ()) if network.config.tie_word_embeddings else ():
+        if name not in held:  # it is the embedding
+            expected.pop(name, None)
     held = {name: shape for name, shape in held.items() if not name.endswith(_INV_FREQ)}
     missing = sorted(expected.keys() - held.keys())
     extra = sorted(held.keys() - expected.keys())
     wrong = [
-        f"{name} is {list(held[name])}, not {list(shape)}"
+        f"{name} {list(held[name])} ≠ {list(shape)}"
         for name, shape in expected.items()
         if name in held and held[name] != shape
     ]
@@ -153,14 +172,20 @@ def _check_report(directory: Path, info: Mapping[str, Any]) -> None:
 
 
 def _raise_if_any(directory: Path, missing: list[str], extra: list[str], wrong: list[str]) -> None:
-    faults = [
-        f"{len(names)} {what} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
-        for what, names in (("missing", missing), ("extra", extra), ("of a wrong shape", wrong))
-        if names
-    ]
-    if faults:
+    if missing or extra or wrong:
         raise CheckpointError(
-            f"The tensors in {directory} are not those of the network that its config.json "
-            f"describes: {'; '.join(faults)}. Nothing was loaded; fetch the files again, or the "
-            "config.json that belongs to them."
+            "The tensors in {directory} are not those of the network that its config.json "
+            "describes: {missing} missing; {extra} extra; {wrong} of a wrong shape. Nothing was "
+            "loaded; fetch the files again, or the config.json that belongs to them.",
+            directory=directory,
+            missing=_counted(missing),
+            extra=_counted(extra),
+            wrong=_counted(wrong),
         )
+
+
+def _counted(names: list[str]) -> str:
+    """Write how many there are, and the first few: `5 (a, b, c, d, ...)`."""
+    if not names:
+        return "0"
+    return f"{len(names)} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"

@@ -7,7 +7,8 @@ arithmetic (quant/).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from baichuan.errors import UsageError
+from baichuan.errors import CheckpointError, UsageError
 from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.plan import Plan, linears, make_room, quantize_modules
 from baichuan.quant.scheme import Scheme
@@ -43,7 +44,7 @@ class BaichuanQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         fields.pop("quant_method", None)
         self.plan = (
             Plan.from_dict(fields)
-            if "exceptions" in saved
+            if fields.keys() - {"bits", "group_size"}
             else Plan(Scheme.of_bits(bits, group_size))
         )
 
@@ -68,13 +69,16 @@ class BaichuanQuantizer(HfQuantizer):  # type: ignore[misc]  # untyped base
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         if self.pre_quantized:
-            make_room(model, self.quantization_config.plan)
+            swap_modules(model, self.quantization_config)
         return model
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> nn.Module:
         if not self.pre_quantized:
-            quantize_modules(model, self.quantization_config.plan)
-        return model
+            plan = plan_for(model.config, self.quantization_config.plan)
+            self.quantization_config = BaichuanQuantizationConfig.of(plan)
+            model.config.quantization_config = self.quantization_config
+            quantize_modules(model, _plan_below(model, plan))
+        return cast(nn.Module, model)
 
     def is_serializable(self) -> bool:
         """Say that `save_pretrained` works."""
@@ -89,8 +93,7 @@ class BaichuanQuantizer(HfQuantizer):  # type: ignore[misc]  # untyped base
         for name, module in list(model.named_modules()):
             if isinstance(module, QuantizedLinear):
                 plain = nn.Linear(module.in_features, module.out_features, False, device="meta")
-                weight = module.dequantize(dtype or torch.float32)
-                plain.weight = nn.Parameter(weight, requires_grad=False)
+                plain.weight = nn.Parameter(module.dequantize(dtype or torch.float32))
                 model.set_submodule(name, plain)
         return model
 
@@ -100,6 +103,7 @@ class QuantizeMixin:
 
     config: Any
     hf_quantizer: Any
+    to: Callable[..., Any]
 
     def quantize(self, bits: int, group_size: int | None = None, progress: bool = False) -> Any:
         """Quantize the weights of the linear layers, in place, and return the model.
@@ -121,7 +125,9 @@ class QuantizeMixin:
                 f"The model is quantized already ({describe(self.config.quantization_config)}); "
                 "quantizing it twice would lose more. Load the original weights to quantize anew."
             )
-        settings = BaichuanQuantizationConfig(bits, group_size)
+        settings = BaichuanQuantizationConfig.of(
+            plan_for(self.config, Plan(Scheme.of_bits(bits, group_size)))
+        )
         assert isinstance(self, nn.Module)
         count = len(linears(self, settings.plan))
         with tqdm(total=count, unit="layer", desc=f"int{bits}", disable=not progress) as bar:
@@ -130,6 +136,51 @@ class QuantizeMixin:
         self.config.quantization_config = settings
         self.is_quantized = True
         return self
+
+    def half(self, *_: Any) -> Any:
+        """Cast what is not quantized to float16; transformers refuses it for quantized models."""
+        return self.to(torch.float16)
+
+    def float(self, *_: Any) -> Any:
+        """Cast what is not quantized to float32; transformers refuses it for quantized models."""
+        return self.to(torch.float32)
+
+
+def plan_for(config: Any, plan: Plan) -> Plan:
+    """Leave a head alone that is the embedding: quantized, it would be a second matrix."""
+    return plan.keeping("lm_head") if config.tie_word_embeddings else plan
+
+
+def swap_modules(network: nn.Module, settings: BaichuanQuantizationConfig | dict[str, Any]) -> None:
+    """Put empty quantized layers into a network that has no weights yet.
+
+    Args:
+        network: the whole, or the decoder without its head.
+        settings: what config.json has as `quantization_config`.
+
+    Raises:
+        CheckpointError: quantized by another library, or in a way unknown here.
+    """
+    if isinstance(settings, dict):
+        method = settings.get("quant_method")
+        if method != METHOD:
+            raise CheckpointError(
+                f"The weights are quantized by {method!r}; this package reads {METHOD!r} and "
+                "weights that are not quantized. Give the original weights."
+            )
+        try:
+            settings = BaichuanQuantizationConfig(**settings)
+        except UsageError as error:
+            raise CheckpointError(
+                f"The checkpoint's config.json cannot be used: {error}"
+            ) from error
+    make_room(network, _plan_below(network, settings.plan))
+
+
+def _plan_below(network: Any, plan: Plan) -> Plan:
+    """Give the plan in the names of a network that may lack the head."""
+    prefix = network.base_model_prefix
+    return plan if hasattr(network, prefix) else plan.below(f"{prefix}.")
 
 
 def describe(settings: Any) -> str:

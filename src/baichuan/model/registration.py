@@ -10,14 +10,16 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaiChuanForCausalLM, BaichuanForCausalLM, BaichuanModel
+from baichuan.model.quantization import register_quantization
 from baichuan.model.tokenizer import register_tokenizer
 
 
 def register() -> None:
-    """Register configuration, networks and tokenizer; safe to call again."""
+    """Register configuration, networks, tokenizer and quantized weights; safe to call again."""
     AutoConfig.register("baichuan", BaichuanConfig, exist_ok=True)
     AutoModel.register(BaichuanConfig, BaichuanModel, exist_ok=True)
     # With several classes transformers picks the one that the checkpoint's `architectures` names.
     networks = (BaichuanForCausalLM, BaiChuanForCausalLM)
     AutoModelForCausalLM.register(BaichuanConfig, networks, exist_ok=True)
     register_tokenizer()
+    register_quantization()

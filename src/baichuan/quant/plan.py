@@ -34,6 +34,15 @@ class Plan:
     scheme: Scheme
     exceptions: Mapping[str, Scheme | None] = field(default_factory=lambda: {_HEAD: _HEAD_SCHEME})
 
+    def keeping(self, name: str) -> Plan:
+        """Give the same plan, but with one module left as it is."""
+        return Plan(self.scheme, {**self.exceptions, name: None})
+
+    def below(self, prefix: str) -> Plan:
+        """Give the plan for a part of the network, whose names lack the prefix."""
+        inner = {name.removeprefix(prefix): scheme for name, scheme in self.exceptions.items()}
+        return Plan(self.scheme, inner)
+
     def scheme_of(self, name: str) -> Scheme | None:
         """Give the scheme of a module, None if it stays as it is."""
         return self.exceptions.get(name, self.scheme)
@@ -62,6 +71,12 @@ class Plan:
             raise UsageError(
                 f"The quantized weights have format version {version}; this version of baichuan "
                 f"reads {FORMAT_VERSION}. Install a newer baichuan-lm, or quantize them again."
+            )
+        unknown = sorted(saved.keys() - {"format_version", "bits", "group_size", "exceptions"})
+        if unknown:
+            raise UsageError(
+                f"The quantization_config has {', '.join(unknown)}, which this version of baichuan "
+                "does not know; it knows bits, group_size and exceptions."
             )
         try:
             exceptions = {
@@ -113,15 +128,24 @@ def quantize_modules(
         done: told the name of each finished layer, for a progress bar.
 
     Raises:
-        UsageError: a weight is not in memory, or holds NaN or infinity.
+        UsageError: a weight is not in memory (nothing is changed then), or holds NaN or infinity
+            (the layers before it are quantized).
     """
-    for name, scheme in linears(model, plan).items():
-        weight = model.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        if weight.device.type == "meta":
+    schemes = linears(model, plan)
+    for name in schemes:
+        if _weight(model, name).device.type == "meta":
             raise UsageError(
                 f"{name} is not in memory (device_map moved it to disk). Load the model without "
                 "device_map, quantize it, then move it: `model.quantize(8).cuda()`."
             )
-        model.set_submodule(name, QuantizedLinear.from_weight(weight.detach(), scheme))
+    for name, scheme in schemes.items():
+        try:
+            layer = QuantizedLinear.from_weight(_weight(model, name), scheme)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error} Load the model again from sound files.") from error
+        model.set_submodule(name, layer)
         done(name)
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    return cast(Tensor, model.get_submodule(name).weight).detach()

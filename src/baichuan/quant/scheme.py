@@ -25,13 +25,13 @@ class Scheme:
     group_size: int | None
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
+        if type(self.bits) is not int or self.bits not in BITS:
             raise UsageError(f"bits is {self.bits!r}; allowed is 8 or 4.")
-        if self.group_size is not None and self.group_size not in GROUP_SIZES:
+        size = self.group_size
+        if size is not None and (type(size) is not int or size not in GROUP_SIZES):
             sizes = ", ".join(map(str, GROUP_SIZES))
             raise UsageError(
-                f"group_size is {self.group_size!r}; allowed is {sizes}, or None for one scale "
-                "a row."
+                f"group_size is {size!r}; allowed is {sizes}, or None for one scale a row."
             )
 
     @classmethod
