@@ -6,6 +6,7 @@ the capital C of the 7B's architecture name and its `max_position_embeddings`.
 """
 
 # No `from __future__ import annotations`: `strict` checks field types only if they are not strings.
+import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -58,6 +59,7 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
         position_embedding: `"alibi"` (13B) or `"rope"` (7B); derived where the file does not say.
         model_max_length: longest sequence trained on, tokens (13B's name for it).
         max_position_embeddings: the same (7B's name for it).
+        rope_theta: base of RoPE's wavelengths; without meaning under ALiBi.
         user_token_id, assistant_token_id: role markers of the chat format; ids, never text.
     """
 
@@ -73,6 +75,7 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
     position_embedding: PositionEmbedding | None = None
     model_max_length: int | None = None
     max_position_embeddings: int | None = None
+    rope_theta: float | int = 10_000.0
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-6
     use_cache: bool = True
@@ -140,6 +143,10 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
                 "head needs the same number of columns.",
                 hidden_size=self.hidden_size,
                 heads=self.num_attention_heads,
+            )
+        if not 1 < self.rope_theta < math.inf:
+            raise UsageError(
+                "rope_theta is {given}; allowed is a finite number above 1.", given=self.rope_theta
             )
         if self.position_embedding == "rope" and self.head_dim % 2:
             raise UsageError(

@@ -230,7 +230,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
             return None
         if position_ids is None:
             position_ids = _default_positions(x, cache)
-        return rotary_angles(position_ids, self.config.head_dim)
+        return rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
 
 
 def _needed_mask(mask: Tensor | None, keys: int) -> Tensor | None:

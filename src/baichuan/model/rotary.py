@@ -1,7 +1,6 @@
 """Rotary position embedding of Baichuan-7B (Su et al. 2021, arXiv 2104.09864); knows tensors only.
 
-Base 10,000, rotate-half layout: column c of the first half of a head pairs with column c of the
-second half.
+Rotate-half layout: column c of the first half of a head pairs with column c of the second half.
 """
 
 from __future__ import annotations
@@ -9,13 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BASE = 10_000.0
 
+def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """Give cos and sin, float32 [batch, positions, head_dim / 2], for int positions [batch, n].
 
-def rotary_angles(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Give cos and sin, float32 [batch, positions, head_dim / 2], for int positions [batch, n]."""
+    Args:
+        base: of the wavelengths, which go from 2 pi to almost 2 pi base positions.
+    """
     exponent = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
-    angles = positions[..., None].float() * (1.0 / _BASE**exponent)
+    angles = positions[..., None].float() * (1.0 / base**exponent)
     return angles.cos(), angles.sin()
 
 

@@ -144,6 +144,8 @@ def test_files_that_no_baichuan_has_are_refused(tmp_path, changes, sentence):
             "even number of columns",
         ),
         ({"vocab_size": 0}, "vocab_size is 0; allowed is 1 or more"),
+        ({"rope_theta": 0.0}, "rope_theta is 0.0; allowed is a finite number above 1"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan"),
         ({"vocab_size": 125_696}, "Baichuan 2"),
     ],
 )
@@ -155,6 +157,13 @@ def test_arguments_that_no_baichuan_has_are_refused(arguments, sentence):
 def test_types_are_checked_on_assignment_too():
     with pytest.raises(StrictDataclassFieldValidationError, match="num_hidden_layers"):
         BaichuanConfig().num_hidden_layers = "forty"
+
+
+def test_the_base_of_rope_is_the_published_one_unless_the_file_says_otherwise(tmp_path):
+    assert BaichuanConfig.from_pretrained(write(tmp_path, PUBLISHED_7B)).rope_theta == 10_000
+    write(tmp_path, {**PUBLISHED_7B, "rope_theta": 100_000})
+    BaichuanConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    assert BaichuanConfig.from_pretrained(tmp_path / "again").rope_theta == 100_000
 
 
 def test_unknown_preset_names_the_known_ones():
