@@ -1,12 +1,18 @@
 # The whole developer interface; CI calls the same targets.
 #   make demo     set everything up and start the chat        make test    set up and run all tests
 #   make check    lint, types, layers                         make demo-model   train the demo model
+#   make messages collect what the package says for its translators, and compile what they wrote
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format demo-model
+LOCALE := src/baichuan/locale
+# The calls whose first argument is shown to the user: every error of errors.py, and language.py.
+SAYING := BaichuanError UsageError CheckpointError TokenizerError PromptError DownloadError \
+	translate phrase
+
+.PHONY: demo test check format messages demo-model
 
 $(READY): pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +36,13 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+messages: $(READY)
+	$(BIN)/pybabel extract --no-default-keywords $(SAYING:%=-k %) --add-location=file \
+		--sort-by-file --project=baichuan-lm --version= -o $(VENV)/baichuan.pot src
+	$(BIN)/pybabel update -D baichuan -d $(LOCALE) -i $(VENV)/baichuan.pot --width=100 \
+		--ignore-obsolete --ignore-pot-creation-date
+	$(BIN)/pybabel compile -D baichuan -d $(LOCALE)
 
 demo-model: $(READY)
 	$(BIN)/pip install --quiet -e '.[demo]'

@@ -12,6 +12,7 @@ import pytest
 
 import baichuan
 from baichuan.cli.main import main
+from baichuan.language import VARIABLES
 
 COMMAND = [sys.executable, "-m", "baichuan.cli.main"]
 ENGLISH = {**os.environ, "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
@@ -53,6 +54,28 @@ def test_help_imports_nothing_heavy():
     assert not heavy.intersection(imported.stdout.split())
     for arguments in (["--help"], ["-h"], ["chat", "--help"], ["generate", "--help"]):
         assert "Usage" in run(*arguments).stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "help_text", "error"),
+    [
+        ({"LANG": "zh_CN.UTF-8"}, "与模型对话", "baichuan: --raw 不使用对话格式"),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C"}, "Talk to a model", "baichuan: --raw has no chat"),
+        ({"LC_ALL": "C", "BAICHUAN_LANG": "zh"}, "与模型对话", "baichuan: --raw 不使用对话格式"),
+    ],
+)
+def test_help_and_errors_are_in_the_user_s_language(variables, help_text, error):
+    free = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    environment = {**free, "PYTHONUTF8": "1", **variables}
+
+    def told(*arguments: str) -> tuple[str, str]:
+        options = {"capture_output": True, "text": True, "encoding": "utf-8", "env": environment}
+        done = subprocess.run([*COMMAND, *arguments], timeout=120, **options)
+        return done.stdout, done.stderr
+
+    assert help_text in told("--help")[0]
+    assert help_text in told("chat", "--help")[0]
+    assert told("generate", "--raw", "--system", "x")[1].startswith(error)
 
 
 def test_version():
@@ -98,7 +121,7 @@ def test_demo_answers_without_noise():
         (["--seed", "-1"], "--seed"),
         (["--max-tokens", "1000000"], "no room"),
         (["--stop", ""], "stop"),
-        (["--device", "abacus"], "on this machine there are cpu"),
+        (["--device", "abacus"], "this machine has cpu"),
         (["--dtype", "float7"], "float32, bfloat16, float16"),
         (["--raw", "--system", "x"], "--raw"),
         (["--no-such-option"], "--no-such-option"),

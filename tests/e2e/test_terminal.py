@@ -124,11 +124,11 @@ def test_answer_lines_history_and_files(start, tmp_path):
     messages = saved(session, file)
     asked = [content for role, content in messages if role == "user"]
     assert asked == ["hello", "one\ntwo", "three\nfour", "pasted\nlines"]
-    session.type("/undo", "6 messages are left")
+    session.type("/undo", "messages left: 6")
     session.send("/clear\r")
     session.wait_until(lambda: session.lines[-ROWS].endswith("forgotten"))  # on an empty screen
     session.wait_for_prompt()
-    session.type(f"/load {file}", "8 messages read")
+    session.type(f"/load {file}", "messages: 8, read")
     session.type("/set top_k many", "whole number")
     session.type("/load /no/such/file", "cannot be read")
     assert saved(session, tmp_path / "again.json") == messages
@@ -190,7 +190,7 @@ def test_vim_sends_what_was_written(start, tmp_path):
 
 
 def test_chinese_session_and_the_word_exit(start):
-    session = start(LC_ALL="zh_CN.UTF-8")
+    session = start(BAICHUAN_LANG="zh")
     session.type("/set max_tokens 5", "max_tokens = 5")
     session.type("stream", "流式显示已关闭")
     session.type("你好", "回答 5 词元")

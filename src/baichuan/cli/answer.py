@@ -17,9 +17,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.segment import Segment
 
-from baichuan.cli.language import local
 from baichuan.cli.markdown import AnswerMarkdown, parse, visible
 from baichuan.engine.loop import Step
+from baichuan.language import translate
 
 #: Seconds between two drawings, at least.
 _INTERVAL = 1 / 12
@@ -44,7 +44,7 @@ def print_answer(console: Console, steps: Iterable[Step], stream: bool) -> Step 
         return _print_plain(console, steps)
     printer = AnswerPrinter(console)
     text, last = "", None
-    waiting = console.status(local("thinking", "思考中"))
+    waiting = console.status(translate("thinking"))
     waiting.start()
     try:
         for step in steps:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from baichuan.cli.language import local
 from baichuan.cli.loading import load_model
 from baichuan.cli.markdown import visible
 from baichuan.errors import BaichuanError, UsageError
+from baichuan.language import translate
 
 if TYPE_CHECKING:
     from baichuan.cli.commands import Terminal
@@ -44,15 +44,13 @@ def run_chat(name: str | None, *, system: str | None, **where: Any) -> None:
 
 
 def _greet(notes: Console, name: str | None) -> None:
-    shown = local("demo model", "演示模型") if name is None else name
+    shown = translate("demo model") if name is None else name
     notes.print(Text(shown, style="bold"), Text("· /help 帮助 · Ctrl+D 退出 exit", style="dim"))
     if name is None:
         notes.print(
-            local(
+            translate(
                 "A small demo that comes with the package: it knows little and is often wrong.\n"
-                "For real answers: baichuan chat baichuan-inc/Baichuan-13B-Chat",
-                "随软件附带的小型演示模型，所知甚少，常会答错。\n"
-                "要得到真正的回答：baichuan chat baichuan-inc/Baichuan-13B-Chat",
+                "For real answers: baichuan chat baichuan-inc/Baichuan-13B-Chat"
             ),
             style="dim",
         )
@@ -69,7 +67,7 @@ def _talk(terminal: Terminal, notes: Console) -> None:
             if line:
                 terminal.obey(line)
         except KeyboardInterrupt:
-            notes.print(local("Ctrl+D or /bye leaves", "按 Ctrl+D 或输入 /bye 退出"), style="dim")
+            notes.print(translate("Ctrl+D or /bye leaves"), style="dim")
         except EOFError:
             return
         except BaichuanError as error:
@@ -89,7 +87,9 @@ def piped_messages() -> Iterator[str]:
         try:
             pending += data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UsageError(f"Standard input is not UTF-8 ({error}); convert it first.") from error
+            raise UsageError(
+                "Standard input is not UTF-8 ({reason}); convert it first.", reason=error
+            ) from error
         if fence_is_open(pending):
             continue
         message, pending = without_fence(pending), ""

@@ -14,12 +14,12 @@ from rich.text import Text
 from baichuan.chat import Conversation
 from baichuan.cli.answer import print_answer
 from baichuan.cli.interrupt import Interruptible, quiet_keyboard
-from baichuan.cli.language import local
 from baichuan.cli.markdown import visible, wrapped
 from baichuan.cli.reader import write_in_editor
 from baichuan.cli.settings import NAMES, parse_setting
 from baichuan.engine.loop import Step, Usage
 from baichuan.errors import UsageError
+from baichuan.language import phrase, translate
 
 #: The original's words, and what users of other chats type.
 _ALIASES = {
@@ -41,8 +41,7 @@ class Command:
     """One slash command: how it is written, what it does, and the action on its argument."""
 
     usage: str
-    english: str
-    chinese: str
+    purpose: str
     act: Callable[[str], None]
 
 
@@ -62,34 +61,24 @@ class Terminal:
         self.left = False
         self.stopped = False
         table = (
-            Command("/help", "this list", "本列表", lambda _: self._help()),
-            Command("/clear", "forget the conversation", "清空对话", lambda _: self._clear()),
+            Command("/help", phrase("this list"), lambda _: self._help()),
+            Command("/clear", phrase("forget the conversation"), lambda _: self._clear()),
             Command(
                 "/system [TEXT]",
-                "show or set the system text; none removes it",
-                "查看或设置系统提示，none 为删除",
+                phrase("show or set the system text; none removes it"),
                 self._system,
             ),
+            Command("/set NAME VALUE", phrase("change a setting; bare: all"), self._set),
+            Command("/show", phrase("all settings"), lambda _: self._show_settings()),
+            Command("/save FILE", phrase("write the conversation"), self._save),
+            Command("/load FILE", phrase("read a conversation"), self._load),
+            Command("/retry", phrase("answer again"), lambda _: self._retry()),
+            Command("/undo", phrase("take back a question and its answer"), lambda _: self._undo()),
+            Command("/edit", phrase("write in $EDITOR (vim)"), lambda _: self._edit()),
             Command(
-                "/set NAME VALUE", "change a setting; bare: all", "修改参数；单独：全部", self._set
+                "/stream", phrase("answers as they come, or whole"), lambda _: self._toggle_stream()
             ),
-            Command("/show", "all settings", "全部参数", lambda _: self._show_settings()),
-            Command("/save FILE", "write the conversation", "保存对话", self._save),
-            Command("/load FILE", "read a conversation", "读取对话", self._load),
-            Command("/retry", "answer again", "重新回答", lambda _: self._retry()),
-            Command(
-                "/undo", "take back a question and its answer", "撤销一轮", lambda _: self._undo()
-            ),
-            Command(
-                "/edit", "write in $EDITOR (vim)", "用 $EDITOR（vim）书写", lambda _: self._edit()
-            ),
-            Command(
-                "/stream",
-                "answers as they come, or whole",
-                "逐字或整段显示",
-                lambda _: self._toggle_stream(),
-            ),
-            Command("/bye", "leave", "退出", lambda _: self._leave()),
+            Command("/bye", phrase("leave"), lambda _: self._leave()),
         )
         self._commands = {command.usage.split()[0]: command for command in table}
 
@@ -114,43 +103,46 @@ class Terminal:
         elif name in self._commands:
             self._commands[name].act(rest[0].strip() if rest else "")
         elif _COMMAND.fullmatch(name):
-            raise UsageError(self._unknown(name))
+            raise self._unknown(name)
         else:
             self._answer(self._conversation.say(line))
 
-    def _unknown(self, name: str) -> str:
+    def _unknown(self, name: str) -> UsageError:
         near = difflib.get_close_matches(name, self._commands, n=1, cutoff=0.7)
-        english = f"There is no command {name}"
-        chinese = f"没有命令 {name}"
         if near:
-            english, chinese = f"{english}; is it {near[0]}?", f"{chinese}；是否为 {near[0]}？"
-        return local(
-            f"{english} /help lists them all; // begins a message with a slash.",
-            f"{chinese} /help 列出全部命令；以 // 开头可发送斜杠开头的消息。",
+            return UsageError(
+                "There is no command {name}; is it {near}? /help lists them all; // begins a "
+                "message with a slash.",
+                name=name,
+                near=near[0],
+            )
+        return UsageError(
+            "There is no command {name}. /help lists them all; // begins a message with a slash.",
+            name=name,
         )
 
-    def _note(self, english: str, chinese: str) -> None:
-        text = Text(visible(local(english, chinese)), style="dim")
+    def _note(self, remark: str) -> None:
+        text = Text(visible(remark), style="dim")
         self._notes.print(*wrapped(text, self._notes.width), sep="\n")
 
     def _help(self) -> None:
         table = Table.grid(padding=(0, 2))
         for command in self._commands.values():
-            table.add_row(Text(command.usage), Text(local(command.english, command.chinese)))
+            table.add_row(Text(command.usage), Text(translate(command.purpose)))
         self._notes.print(table)
-        self._note(*_KEYS)
+        self._note(translate(_KEYS))
 
     def _clear(self) -> None:
         self._conversation.clear()
         if self._console.is_terminal:
             self._console.clear()
-        self._note("the conversation is forgotten", "对话已清空")
+        self._note(translate("the conversation is forgotten"))
 
     def _system(self, text: str) -> None:
         if text:
             self._conversation.system = None if text.lower() == "none" else text
-        now = self._conversation.system
-        self._note(f"system text: {now or 'none'}", f"系统提示：{now or '无'}")
+        now = self._conversation.system or translate("none")
+        self._note(translate("system text: {text}", text=now))
 
     def _set(self, argument: str) -> None:
         if not argument:
@@ -158,69 +150,62 @@ class Terminal:
             return
         name, *value = argument.split(maxsplit=1)
         if not value:
-            raise UsageError(
-                local(
-                    "Say what to set and to what, for example: /set temperature 0.3",
-                    "请给出参数名和值，例如：/set temperature 0.3",
-                )
-            )
+            raise UsageError("Say what to set and to what, for example: /set temperature 0.3")
         self._conversation.change(**{name: parse_setting(name, value[0])})
         now = getattr(self._conversation.parameters, name)
-        self._note(f"{name} = {now!r}", f"{name} = {now!r}")
+        self._note(f"{name} = {now!r}")
 
     def _show_settings(self) -> None:
         table = Table.grid(padding=(0, 2))
         for name in NAMES:
             value = getattr(self._conversation.parameters, name)
             here = name in self._conversation.settings
-            shown = local("none", "无") if value in (None, ()) else repr(value)
-            table.add_row(name, Text(shown), local("set here", "本次设置") if here else "")
-        on = local("on", "开") if self._stream else local("off", "关")
-        table.add_row("stream", on)
-        table.add_row("system", Text(visible(self._conversation.system or local("none", "无"))))
-        table.add_row(local("messages", "消息数"), str(len(self._conversation.messages)))
+            shown = translate("none") if value in (None, ()) else repr(value)
+            table.add_row(name, Text(shown), translate("set here") if here else "")
+        table.add_row("stream", translate("on") if self._stream else translate("off"))
+        system = self._conversation.system or translate("none")
+        table.add_row("system", Text(visible(system)))
+        table.add_row(translate("messages"), str(len(self._conversation.messages)))
         self._notes.print(table)
 
     def _save(self, argument: str) -> None:
         path = self._conversation.save(_file(argument, "/save"))
         count = len(self._conversation.messages)
-        self._note(f"{count} messages saved in {path}", f"{count} 条消息已保存到 {path}")
+        self._note(translate("messages: {count}, saved in {path}", path=path, count=count))
 
     def _load(self, argument: str) -> None:
         path = self._conversation.load(_file(argument, "/load"))
         count = len(self._conversation.messages)
-        self._note(f"{count} messages read from {path}", f"已从 {path} 读取 {count} 条消息")
+        self._note(translate("messages: {count}, read from {path}", path=path, count=count))
 
     def _retry(self) -> None:
         steps = self._conversation.retry()
         params = self._conversation.parameters
         if params.temperature == 0 or params.seed is not None:
             self._note(
-                "greedy or seeded, the answer is likely the same: /set temperature, /set seed",
-                "温度为 0 或种子固定时回答多半相同：可用 /set temperature、/set seed 修改",
+                translate(
+                    "greedy or seeded, the answer is likely the same: /set temperature, /set seed"
+                )
             )
         self._answer(steps)
 
     def _undo(self) -> None:
         if not self._conversation.undo():
-            raise UsageError(local("There is nothing to take back.", "没有可撤销的内容。"))
+            raise UsageError("There is nothing to take back.")
         left = len(self._conversation.messages)
-        self._note(f"taken back; {left} messages are left", f"已撤销；还有 {left} 条消息")
+        self._note(translate("taken back; messages left: {count}", count=left))
 
     def _edit(self) -> None:
         text = write_in_editor()
         if not text:
-            self._note("nothing was saved, nothing is sent", "没有保存内容，未发送")
+            self._note(translate("nothing was saved, nothing is sent"))
             return
         self._notes.print(Text(visible(text)))
         self._answer(self._conversation.say(text))
 
     def _toggle_stream(self) -> None:
         self._stream = not self._stream
-        self._note(
-            f"stream is {'on' if self._stream else 'off'}",
-            f"流式显示已{'开启' if self._stream else '关闭'}",
-        )
+        self._note(translate("stream is on") if self._stream else translate("stream is off"))
 
     def _leave(self) -> None:
         self.left = True
@@ -231,51 +216,38 @@ class Terminal:
             last = print_answer(self._console, answer, self._stream)
         self.stopped = answer.stopped
         if answer.stopped and last is None:
-            self._note(
-                "(stopped before the first word; the question is not kept)",
-                "（尚未回答即已停止；问题未记入对话）",
-            )
+            self._note(translate("(stopped before the first word; the question is not kept)"))
         elif answer.stopped:
-            self._note("(stopped)", "（已停止）")
+            self._note(translate("(stopped)"))
         elif last is not None and last.finish_reason == "length":
-            self._note(
-                "(cut at max_tokens; /set max_tokens allows more)",
-                "（达到 max_tokens 上限；可用 /set max_tokens 放宽）",
-            )
+            self._note(translate("(cut at max_tokens; /set max_tokens allows more)"))
         if last is not None:
-            self._note(*speed(last.usage))
+            self._note(speed(last.usage))
         if self._notes.is_terminal:
             self._notes.print()
 
 
-_KEYS = (
+_KEYS = phrase(
     'Enter sends. Alt+Enter, Ctrl+J or """ ... """ for several lines. Tab completes. '
     "Ctrl+C stops an answer. Ctrl+D leaves.\n"
-    "The words exit, clear, vim, stream work as well.",
-    '回车发送；Alt+Enter、Ctrl+J 或 """ ... """ 输入多行；Tab 补全；Ctrl+C 停止回答。\n'
-    "Ctrl+D 退出；也可输入 exit、clear、vim、stream。",
+    "The words exit, clear, vim, stream work as well."
 )
 
 
-def speed(usage: Usage) -> tuple[str, str]:
-    """Say in English and in Chinese what an answer has cost."""
-    new = usage.prompt_tokens - usage.cached_tokens
-    prefill = f"{usage.prefill_speed:,.0f}" if usage.prefill_seconds else "-"
-    decode = f"{usage.decode_speed:,.1f}" if usage.completion_tokens > 1 else "-"
-    return (
-        f"prompt {usage.prompt_tokens} tokens, {new} of them new ({prefill}/s) · "
-        f"answer {usage.completion_tokens} tokens ({decode}/s)",
-        f"提示 {usage.prompt_tokens} 词元，新增 {new}（{prefill}/秒）· "
-        f"回答 {usage.completion_tokens} 词元（{decode}/秒）",
+def speed(usage: Usage) -> str:
+    """Say what an answer has cost."""
+    return translate(
+        "prompt {prompt} tokens, {new} of them new ({prefill}/s) · answer {answer} tokens "
+        "({decode}/s)",
+        prompt=usage.prompt_tokens,
+        new=usage.prompt_tokens - usage.cached_tokens,
+        prefill=f"{usage.prefill_speed:,.0f}" if usage.prefill_seconds else "-",
+        answer=usage.completion_tokens,
+        decode=f"{usage.decode_speed:,.1f}" if usage.completion_tokens > 1 else "-",
     )
 
 
 def _file(argument: str, command: str) -> str:
     if not argument:
-        raise UsageError(
-            local(
-                f"Name a file, for example: {command} talk.json",
-                f"请给出文件名，例如：{command} talk.json",
-            )
-        )
+        raise UsageError("Name a file, for example: {command} talk.json", command=command)
     return argument

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from baichuan.cli.language import local
 from baichuan.cli.loading import load_model
 from baichuan.errors import UsageError
+from baichuan.language import translate
 
 
 def run_generate(
@@ -60,12 +60,14 @@ def run_generate(
 def _read_all() -> str:
     """Read standard input to its end, as UTF-8 with or without a byte order mark."""
     if sys.stdin.isatty():
-        note = local("Type the prompt; Ctrl+D ends it.", "请输入提示，按 Ctrl+D 结束。")
+        note = translate("Type the prompt; Ctrl+D ends it.")
         print(note, file=sys.stderr)
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"Standard input is not UTF-8 ({error}); convert it first.") from error
+        raise UsageError(
+            "Standard input is not UTF-8 ({reason}); convert it first.", reason=error
+        ) from error
 
 
 def _checked(argument: str) -> str:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from baichuan.checkpoint.load import DEMO
 from baichuan.hub import local_directory
+from baichuan.language import translate
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.pretrained import read_config
 from baichuan.version import __version__
@@ -37,8 +38,8 @@ def run_info(name: str | None) -> None:
         BaichuanError: there is no such checkpoint, or it is damaged.
     """
     console = Console(highlight=False)
-    console.print(_table("Installation", _installation()))
-    console.print(_table("Model", _model(name)))
+    console.print(_table(translate("Installation"), _installation()))
+    console.print(_table(translate("Model"), _model(name)))
 
 
 def _table(title: str, rows: dict[str, str]) -> Table:
@@ -58,10 +59,16 @@ def _installation() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "sentencepiece": sentencepiece.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": _devices(),
-        "memory": f"{_size(memory.total)}, {_size(memory.available)} of it free",
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
+        translate("system"): f"{platform.system()} {platform.machine()}",
+        translate("device"): _devices(),
+        translate("memory"): translate(
+            "{total}, {free} of it free", total=_size(memory.total), free=_size(memory.available)
+        ),
+        translate("threads"): translate(
+            "{threads} of {processors} processors",
+            threads=torch.get_num_threads(),
+            processors=os.cpu_count(),
+        ),
         "cpu": f"{torch.backends.cpu.get_cpu_capability()} ({', '.join(instruction_sets())})",
     }
 
@@ -79,10 +86,10 @@ def _devices() -> str:
 def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
     """Give the processor's instruction sets that matter here; Linux alone tells."""
     if not cpuinfo.is_file():
-        return ["instruction sets not told by this system"]
+        return [translate("instruction sets not told by this system")]
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text("utf-8"), re.MULTILINE)
     present = set(flags.group(1).split()) if flags else set()
-    return [name for name in _INSTRUCTION_SETS if name in present] or ["none of note"]
+    return [name for name in _INSTRUCTION_SETS if name in present] or [translate("none of note")]
 
 
 def _model(name: str | None) -> dict[str, str]:
@@ -90,16 +97,20 @@ def _model(name: str | None) -> dict[str, str]:
     config = read_config(directory)
     weights = WeightFiles(directory)
     return {
-        "name": "demo (small; comes with the package)" if name is None else name,
-        "parameters": f"{sum(torch.Size(shape).numel() for shape in weights.shapes.values()):,}",
+        translate("name"): translate("demo (small; comes with the package)")
+        if name is None
+        else name,
+        translate(
+            "parameters"
+        ): f"{sum(torch.Size(shape).numel() for shape in weights.shapes.values()):,}",
         "dtype": _dtype(config, weights),
-        "weight files": f"{len(weights.files)}, {_size(_bytes(weights))}",
-        "context": f"{config.context_length:,} tokens",
-        "layers": str(config.num_hidden_layers),
-        "hidden size": f"{config.hidden_size:,}",
-        "heads": f"{config.num_attention_heads} x {config.head_dim}",
-        "positions": str(config.position_embedding),
-        "vocabulary": f"{config.vocab_size:,}",
+        translate("weight files"): f"{len(weights.files)}, {_size(_bytes(weights))}",
+        translate("context"): translate("{length:,} tokens", length=config.context_length),
+        translate("layers"): str(config.num_hidden_layers),
+        translate("hidden size"): f"{config.hidden_size:,}",
+        translate("heads"): f"{config.num_attention_heads} x {config.head_dim}",
+        translate("positions"): str(config.position_embedding),
+        translate("vocabulary"): f"{config.vocab_size:,}",
     }
 
 

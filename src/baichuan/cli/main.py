@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 
 from baichuan.errors import BaichuanError
+from baichuan.language import translate
 from baichuan.version import __version__
 
 app = typer.Typer(
     name="baichuan",
-    help="Baichuan-13B and Baichuan-7B on today's software.",
+    help=translate("Baichuan-13B and Baichuan-7B on today's software."),
     no_args_is_help=True,
+    rich_markup_mode=None,  # rich cuts help that has no spaces, as Chinese has none
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -24,21 +26,30 @@ app = typer.Typer(
 Model = Annotated[
     str | None,
     typer.Argument(
-        help="Directory or hub name of a checkpoint; the small demo model if not given.",
+        help=translate("Directory or hub name of a checkpoint; the small demo model if not given."),
         show_default=False,
     ),
 ]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own by default.")
+    str | None,
+    typer.Option(help=translate("float32, bfloat16 or float16; the checkpoint's own by default.")),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, auto, ...; chosen if not given.")]
-System = Annotated[str | None, typer.Option(help="System text put before the conversation.")]
+Device = Annotated[
+    str | None, typer.Option(help=translate("cpu, cuda, auto, ...; chosen if not given."))
+]
+System = Annotated[
+    str | None, typer.Option(help=translate("System text put before the conversation."))
+]
 Bits = Annotated[
     int | None,
-    typer.Option(help="8 or 4: quantize while loading. A quantized checkpoint needs no --bits."),
+    typer.Option(
+        help=translate("8 or 4: quantize while loading. A quantized checkpoint needs no --bits.")
+    ),
 ]
 #: torch's generators take 64 bits.
-Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.", min=0, max=2**63 - 1)]
+Seed = Annotated[
+    int | None, typer.Option(help=translate("Makes sampling repeatable."), min=0, max=2**63 - 1)
+]
 
 
 def _print_version(asked: bool) -> None:
@@ -51,13 +62,21 @@ def _print_version(asked: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+        typer.Option(
+            "--version", help=translate("Show the version."), callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     pass
 
 
-@app.command()
+@app.command(
+    help=translate(
+        "Talk to a model in the terminal (/help shows what can be typed).\n\n"
+        "Piped input is taken line by line, as if it were typed; triple quotes enclose a message "
+        "of several lines."
+    )
+)
 def chat(
     model: Model = None,
     system: System = None,
@@ -65,42 +84,49 @@ def chat(
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
-    """Talk to a model in the terminal (/help shows what can be typed).
-
-    Piped input is taken line by line, as if it were typed; triple quotes enclose a message of
-    several lines.
-    """
+    """Run `baichuan chat`."""
     from baichuan.cli.chat import run_chat
 
     run_chat(model, system=system, bits=bits, dtype=dtype, device=device)
 
 
-@app.command()
+@app.command(
+    help=translate("Answer one prompt: the text goes to stdout, everything else to stderr.")
+)
 def generate(
     model: Model = None,
     prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="The question; - or nothing reads stdin.")
+        str | None,
+        typer.Option("-p", "--prompt", help=translate("The question; - or nothing reads stdin.")),
     ] = None,
     system: System = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the text as it stands, without the chat format.")
+        bool,
+        typer.Option(
+            "--raw", help=translate("Continue the text as it stands, without the chat format.")
+        ),
     ] = False,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample from this share of probability.")
+    max_tokens: Annotated[
+        int | None, typer.Option(help=translate("Most tokens to generate."))
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest; 0: all.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="1 is off.")] = None,
+    temperature: Annotated[float | None, typer.Option(help=translate("0 is greedy."))] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help=translate("Sample from this share of probability."))
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help=translate("Sample from the k likeliest; 0: all."))
+    ] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help=translate("1 is off."))] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text; may be given several times.")
+        list[str] | None,
+        typer.Option(help=translate("End before this text; may be given several times.")),
     ] = None,
     seed: Seed = None,
     bits: Bits = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
-    """Answer one prompt: the text goes to stdout, everything else to stderr."""
+    """Run `baichuan generate`."""
     from baichuan.cli.generate import run_generate
 
     given = {
@@ -116,28 +142,34 @@ def generate(
     run_generate(model, prompt, system, raw, settings, bits=bits, dtype=dtype, device=device)
 
 
-@app.command()
+@app.command(
+    help=translate(
+        "Write a quantized copy of a checkpoint, tensor by tensor, in little memory.\n\n"
+        "Stopped or killed, it goes on where it was when the same command is given again."
+    )
+)
 def quantize(
-    source: Annotated[str, typer.Argument(help="Directory or hub name of a checkpoint.")],
-    target: Annotated[Path, typer.Argument(help="Directory to make.")],
-    bits: Annotated[int, typer.Option(help="8 or 4.")] = 4,
+    source: Annotated[
+        str, typer.Argument(help=translate("Directory or hub name of a checkpoint."))
+    ],
+    target: Annotated[Path, typer.Argument(help=translate("Directory to make."))],
+    bits: Annotated[int, typer.Option(help=translate("8 or 4."))] = 4,
     group_size: Annotated[
         int | None,
-        typer.Option(help="Columns that share a scale: 32, 64, 128 (default for int4) or 256."),
+        typer.Option(
+            help=translate("Columns that share a scale: 32, 64, 128 (default for int4) or 256.")
+        ),
     ] = None,
 ) -> None:
-    """Write a quantized copy of a checkpoint, tensor by tensor, in little memory.
-
-    Stopped or killed, it goes on where it was when the same command is given again.
-    """
+    """Run `baichuan quantize`."""
     from baichuan.cli.quantize import run_quantize
 
     run_quantize(source, target, bits, group_size)
 
 
-@app.command()
+@app.command(help=translate("Show versions, devices, and what a checkpoint is."))
 def info(model: Model = None) -> None:
-    """Show versions, devices, and what a checkpoint is."""
+    """Run `baichuan info`."""
     from baichuan.cli.info import run_info
 
     run_info(model)

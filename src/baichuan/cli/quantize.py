@@ -16,6 +16,7 @@ from rich.progress import (
 
 from baichuan.checkpoint.quantize import quantize_checkpoint
 from baichuan.hub import local_directory
+from baichuan.language import translate
 from baichuan.quant.plan import Plan
 from baichuan.quant.scheme import Scheme
 
@@ -37,7 +38,7 @@ def run_quantize(source: str, target: Path, bits: int, group_size: int | None) -
             )
         except KeyboardInterrupt:
             bar.stop()
-            notes.print("stopped; the same command goes on from here. 已停止；同样的命令会接着做。")
+            notes.print(translate("stopped; the same command goes on from here."))
             raise
     size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     print(f"{target}: {size / 1e9:.2f} GB")

@@ -18,7 +18,6 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 
-from baichuan.cli.language import local
 from baichuan.cli.settings import NAMES
 from baichuan.errors import UsageError
 
@@ -158,9 +157,8 @@ def write_in_editor() -> str:
             written = file.read_text("utf-8") if file.exists() else ""
         except (OSError, ValueError) as error:
             raise UsageError(
-                local(
-                    f"The editor {editor!r} failed ({error}); set EDITOR to one that is installed.",
-                    f"编辑器 {editor!r} 无法使用（{error}）；请将 EDITOR 设为已安装的编辑器。",
-                )
+                "The editor {editor!r} failed ({reason}); set EDITOR to one that is installed.",
+                editor=editor,
+                reason=error,
             ) from error
     return "" if ended.returncode else written.strip()

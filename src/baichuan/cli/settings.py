@@ -6,7 +6,6 @@ import math
 import shlex
 from typing import Any
 
-from baichuan.cli.language import local
 from baichuan.errors import UsageError
 
 _WHOLE = ("top_k", "max_tokens", "seed")
@@ -40,10 +39,7 @@ def parse_setting(name: str, value: str) -> Any:
     if name == "stop":
         return _strings(value)
     raise UsageError(
-        local(
-            f"There is no setting {name!r}; there are {', '.join(NAMES)}.",
-            f"没有名为 {name!r} 的参数；可用的有 {', '.join(NAMES)}。",
-        )
+        "There is no setting {name!r}; there are {names}.", name=name, names=", ".join(NAMES)
     )
 
 
@@ -52,17 +48,13 @@ def _whole(name: str, value: str) -> int:
         number = int(value)
     except ValueError as error:
         raise UsageError(
-            local(
-                f"{name} is {value!r}; it must be a whole number, for example: /set {name} 40",
-                f"{name} 不能是 {value!r}，须为整数，例如：/set {name} 40",
-            )
+            "{name} is {given!r}; it must be a whole number, for example: /set {name} 40",
+            name=name,
+            given=value,
         ) from error
     if name == "seed" and not 0 <= number <= _LARGEST_SEED:
         raise UsageError(
-            local(
-                f"seed is {number}; allowed is 0 to {_LARGEST_SEED}.",
-                f"seed 不能是 {number}；允许 0 到 {_LARGEST_SEED}。",
-            )
+            "seed is {given}; allowed is 0 to {largest}.", given=number, largest=_LARGEST_SEED
         )
     return number
 
@@ -74,10 +66,9 @@ def _fractional(name: str, value: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise UsageError(
-            local(
-                f"{name} is {value!r}; it must be a number, for example: /set {name} 0.85",
-                f"{name} 不能是 {value!r}，须为数字，例如：/set {name} 0.85",
-            )
+            "{name} is {given!r}; it must be a number, for example: /set {name} 0.85",
+            name=name,
+            given=value,
         )
     return number
 
@@ -90,9 +81,7 @@ def _strings(value: str) -> tuple[str, ...]:
         words = list(lexer)
     except ValueError as error:
         raise UsageError(
-            local(
-                f"A quotation mark in {value!r} has no partner; try: /set stop END '\\n\\n'",
-                f"{value!r} 中的引号不成对；例如：/set stop END '\\n\\n'",
-            )
+            "A quotation mark in {given!r} has no partner; try: /set stop END '\\n\\n'",
+            given=value,
         ) from error
     return tuple(word.replace("\\n", "\n").replace("\\t", "\t") for word in words)
