@@ -220,13 +220,20 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Give (name, tensor) of one weight file, memory-mapped."""
+    """Give (name, tensor) of one weight file, memory-mapped.
+
+    The file is mapped anew for each tensor, for what was read of a mapping counts as this process's
+    memory until the mapping is gone.
+    """
     with _explained(path):
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  (not a dict: only .keys() iterates)
+            for name in read_shapes(path):
+                with safe_open(path, framework="pt") as file:
                     yield name, file.get_tensor(name)
-        else:
+        elif zipfile.is_zipfile(path):
+            for name in read_shapes(path):
+                yield name, _unpickle(path)[name]
+        else:  # the format of torch < 1.6 cannot be mapped
             yield from _unpickle(path).items()
 
 

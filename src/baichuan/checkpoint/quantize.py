@@ -12,9 +12,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -61,15 +62,19 @@ def quantize_checkpoint(
     refuse_quantized(config, source)
     plan = plan_for(config, plan)
     if target.exists():
-        raise UsageError(f"{target} exists; give a name that is free, or remove it first.")
+        raise UsageError(
+            "{target} exists; give a name that is free, or remove it first.", target=target
+        )
     weights = WeightFiles(source)
     shapes = {name: shape for name, shape in weights.shapes.items() if "inv_freq" not in name}
     schemes = _schemes(config, plan, source, shapes)
     partial = target.with_name(target.name + ".partial")
     _check_room(partial, shapes, schemes)
     partial.mkdir(parents=True, exist_ok=True)
-    journal = _Journal(partial, {"plan": plan.to_dict(), "source": _fingerprint(weights)})
     shards = list(_shards(shapes, schemes))
+    source_files = _fingerprint(weights)
+    settings = {"plan": plan.to_dict(), "source": source_files, "shards": len(shards)}
+    journal = _Journal(partial, settings)
     _write_shards(weights, shapes, shards, journal, progress)
     _finish(source, partial, config, plan, shards, journal)
     partial.rename(target)
@@ -100,8 +105,11 @@ def _check_room(
     free = shutil.disk_usage(existing).free
     if free + held < needed * 1.02:
         raise CheckpointError(
-            f"{existing} has {free / 1e9:.1f} GB free; the quantized checkpoint needs "
-            f"{needed / 1e9:.1f} GB. Free some, or give a directory on another disk."
+            "{directory} has {free:.1f} GB free; the quantized checkpoint needs {needed:.1f} GB. "
+            "Free some, or give a directory on another disk.",
+            directory=existing,
+            free=free / 1e9,
+            needed=needed / 1e9,
         )
 
 
@@ -128,16 +136,29 @@ class _Journal:
         """Take up the journal of an earlier run, if that had the same source and plan."""
         self.directory, self._settings = directory, settings
         self.sums: dict[str, str] = {}
-        path = directory / _JOURNAL
-        if path.exists():
-            earlier = json.loads(path.read_text("utf-8"))
-            if earlier["settings"] == settings:
-                self.sums = earlier["sums"]
-            else:
-                raise UsageError(
-                    f"{directory} holds an unfinished run with other settings or of another "
-                    "source; remove it, or give another target."
-                )
+        earlier = self._read()
+        if earlier is None:
+            self._write()
+        elif earlier["settings"] == settings:
+            self.sums = earlier["sums"]
+        else:
+            raise UsageError(
+                "{directory} holds an unfinished run with other settings or of another source; "
+                "remove it, or give another target.",
+                directory=directory,
+            )
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return cast(
+                "dict[str, Any]", json.loads((self.directory / _JOURNAL).read_text("utf-8"))
+            )
+        except (FileNotFoundError, ValueError):  # none, or cut off by a loss of power: begin anew
+            return None
+
+    def _write(self) -> None:
+        content = {"settings": self._settings, "sums": self.sums}
+        _write(self.directory / _JOURNAL, json.dumps(content, indent=1))
 
     def has(self, file: str) -> bool:
         """Say whether a shard is there and whole."""
@@ -147,8 +168,7 @@ class _Journal:
     def add(self, file: str) -> None:
         """Record a shard that was just written."""
         self.sums[file] = checksum(self.directory / file)
-        content = {"settings": self._settings, "sums": self.sums}
-        _write(self.directory / _JOURNAL, json.dumps(content, indent=1))
+        self._write()
 
 
 def _write_shards(
@@ -180,7 +200,10 @@ def _converted(name: str, tensor: Tensor, scheme: Scheme | None) -> dict[str, Te
     if scheme is None:
         return {name: tensor}
     module = name.removesuffix(".weight")
-    layer = QuantizedLinear.from_weight(tensor, scheme)
+    try:
+        layer = QuantizedLinear.from_weight(tensor, scheme)
+    except UsageError as error:
+        raise CheckpointError("{name}: {reason}", name=name, reason=error) from error
     return {f"{module}.codes": layer.codes, f"{module}.scales": layer.scales}
 
 
@@ -197,7 +220,9 @@ def _finish(
     for number, shard in enumerate(shards, start=1):
         file = _file(number, len(shards))
         if not journal.has(file):
-            raise CheckpointError(f"{partial / file} is not what was written: is the disk failing?")
+            raise CheckpointError(
+                "{file} is not what was written: is the disk failing?", file=partial / file
+            )
         for name, scheme in shard.items():
             module = name.removesuffix(".weight")
             names = [name] if scheme is None else [f"{module}.codes", f"{module}.scales"]
@@ -236,9 +261,17 @@ def checksum(path: Path) -> str:
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            "{file} cannot be written ({reason}). Free some room and give the command again: it "
+            "goes on behind the last file that is whole.",
+            file=path,
+            reason=error,
+        ) from error
     partial.replace(path)
 
 
