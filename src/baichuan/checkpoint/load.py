@@ -85,8 +85,10 @@ def _quantized(config: BaichuanConfig, bits: int) -> bool:
     held = settings.get("bits") if isinstance(settings, dict) else settings.plan.scheme.bits
     if held != bits:
         raise UsageError(
-            f"bits is {bits}, but the checkpoint is quantized already (int{held}). Leave bits out, "
-            "or give the original weights."
+            "bits is {bits}, but the checkpoint is quantized already (int{held}). Leave bits out, "
+            "or give the original weights.",
+            bits=bits,
+            held=held,
         )
     return True
 

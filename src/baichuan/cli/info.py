@@ -96,13 +96,11 @@ def _model(name: str | None) -> dict[str, str]:
     directory = local_directory(DEMO if name is None else name)
     config = read_config(directory)
     weights = WeightFiles(directory)
+    parameters = sum(torch.Size(shape).numel() for shape in weights.shapes.values())
+    demo = translate("demo (small; comes with the package)")
     return {
-        translate("name"): translate("demo (small; comes with the package)")
-        if name is None
-        else name,
-        translate(
-            "parameters"
-        ): f"{sum(torch.Size(shape).numel() for shape in weights.shapes.values()):,}",
+        translate("name"): demo if name is None else name,
+        translate("parameters"): f"{parameters:,}",
         "dtype": _dtype(config, weights),
         translate("weight files"): f"{len(weights.files)}, {_size(_bytes(weights))}",
         translate("context"): translate("{length:,} tokens", length=config.context_length),

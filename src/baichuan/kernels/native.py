@@ -17,6 +17,7 @@ from pathlib import Path
 import torch  # noqa: F401  (first: the library then shares torch's OpenMP threads)
 
 from baichuan.errors import UsageError
+from baichuan.language import phrase, translate
 
 #: Plain torch: what runs where the native library is absent.
 TORCH = "torch"
@@ -57,15 +58,18 @@ def library() -> ctypes.CDLL | None:
     """Load the compiled kernels; None where there are none, with one warning."""
     found = [Path(__file__).with_name(_NAME + suffix) for suffix in EXTENSION_SUFFIXES]
     path = next((p for p in found if p.exists()), None)
-    reason = "it was not built: no C++ compiler was there when the package was installed"
+    reason = phrase("it was not built: no C++ compiler was there when the package was installed")
     if path is not None:
         try:
             return _declared(ctypes.CDLL(str(path)))
         except OSError as error:
             reason = str(error)
     warnings.warn(
-        f"baichuan's native kernels are absent ({reason}); quantized models run in plain "
-        "torch, many times slower. Install a C++ compiler (g++ or clang++) and the package again.",
+        translate(
+            "baichuan's native kernels are absent ({reason}); quantized models run in plain torch, "
+            "many times slower. Install a C++ compiler (g++ or clang++) and the package again.",
+            reason=translate(reason),
+        ),
         RuntimeWarning,
         stacklevel=2,
     )
@@ -101,7 +105,10 @@ def chosen() -> str:
         return available()[-1]
     if forced not in available():
         raise UsageError(
-            f"{_VARIABLE} is {forced!r}; this machine runs {', '.join(available())}. "
-            "Unset it to have the best one chosen."
+            "{variable} is {given!r}; this machine runs {names}. "
+            "Unset it to have the best one chosen.",
+            variable=_VARIABLE,
+            given=forced,
+            names=", ".join(available()),
         )
     return forced

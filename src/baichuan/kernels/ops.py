@@ -77,8 +77,10 @@ def _check(
 ) -> None:
     if not x.is_floating_point() or x.shape[-1:] != (weight.columns,):
         raise UsageError(
-            f"The input is {x.dtype} {list(x.shape)}; this weight takes floats "
-            f"[..., {weight.columns}]."
+            "The input is {dtype} {shape}; this weight takes floats [..., {columns}].",
+            dtype=x.dtype,
+            shape=list(x.shape),
+            columns=weight.columns,
         )
     for matrix in (weight, up):
         if matrix is not None:
@@ -90,7 +92,7 @@ def _check(
     ):
         raise UsageError("Both weights of a gated layer need one shape and one group size.")
     if norm is not None:
-        _check_tensor("norm's weight", norm.weight, (weight.columns,), norm.weight.dtype, x.device)
+        _check_tensor("norm.weight", norm.weight, (weight.columns,), norm.weight.dtype, x.device)
     if residual is not None:
         shape = (*x.shape[:-1], weight.rows)
         _check_tensor("residual", residual, shape, x.dtype, x.device)
@@ -101,8 +103,15 @@ def _check_tensor(
 ) -> None:
     if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != device:
         raise UsageError(
-            f"The {name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; it must be "
-            f"{dtype} {list(shape)} on {device}."
+            "{name} is {dtype} {shape} on {device}; it must be {right_dtype} {right_shape} on "
+            "{right_device}.",
+            name=name,
+            dtype=tensor.dtype,
+            shape=list(tensor.shape),
+            device=tensor.device,
+            right_dtype=dtype,
+            right_shape=list(shape),
+            right_device=device,
         )
 
 
@@ -115,9 +124,9 @@ def _check_matrix(matrix: PackedMatrix, device: torch.device) -> None:
         ("codes", matrix.codes, codes, torch.uint8),
         ("scales", matrix.scales, scales, torch.bfloat16),
     ):
-        _check_tensor(f"tensor of a quantized weight's {name}", tensor, shape, dtype, device)
+        _check_tensor(name, tensor, shape, dtype, device)
         if not tensor.is_contiguous():
-            raise UsageError(f"The {name} of a quantized weight must be contiguous.")
+            raise UsageError("The {name} of a quantized weight must be contiguous.", name=name)
 
 
 def _needs_gradients(x: Tensor, norm: Norm | None, residual: Tensor | None) -> bool:
@@ -261,23 +270,28 @@ def _check_attend(
 ) -> None:
     if query.ndim != 3 or len(caches) != len(query):
         raise UsageError(
-            f"The query is {list(query.shape)} for {len(caches)} caches; it must be "
-            "[sequences, heads, width], a cache for each sequence."
+            "The query is {shape} for {count} caches; it must be [sequences, heads, width], a "
+            "cache for each sequence.",
+            shape=list(query.shape),
+            count=len(caches),
         )
     _, heads, width = query.shape
     for key, value in caches:
         shape = (heads, key.shape[1] if key.ndim == 3 else 1, width)
-        _check_tensor("cache of keys", key, shape, query.dtype, query.device)
-        _check_tensor("cache of values", value, shape, query.dtype, query.device)
+        _check_tensor("keys", key, shape, query.dtype, query.device)
+        _check_tensor("values", value, shape, query.dtype, query.device)
         regular = key.stride()[1:] == (width, 1) and key.stride(0) % width == 0
         if key.stride() != value.stride() or not regular or shape[1] < 1:
             raise UsageError(
-                f"A cache has {shape[1]} positions and strides {key.stride()}, {value.stride()}; "
-                "it must hold a position, and keys and values must lie alike, each head's "
-                "positions one behind the other."
+                "A cache has {positions} positions and strides {keys}, {values}; it must hold a "
+                "position, and keys and values must lie alike, each head's positions one behind "
+                "the other.",
+                positions=shape[1],
+                keys=key.stride(),
+                values=value.stride(),
             )
     if slopes is not None:
-        _check_tensor("tensor of slopes", slopes, (heads,), torch.float32, query.device)
+        _check_tensor("slopes", slopes, (heads,), torch.float32, query.device)
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -18,6 +18,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from baichuan.errors import CheckpointError, UsageError
+from baichuan.language import translate
 from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.plan import Plan, linears, make_room, quantize_modules
 from baichuan.quant.scheme import Scheme
@@ -122,8 +123,9 @@ class QuantizeMixin:
         """
         if getattr(self, "hf_quantizer", None) is not None:
             raise UsageError(
-                f"The model is quantized already ({describe(self.config.quantization_config)}); "
-                "quantizing it twice would lose more. Load the original weights to quantize anew."
+                "The model is quantized already ({scheme}); quantizing it twice would lose more. "
+                "Load the original weights to quantize anew.",
+                scheme=describe(self.config.quantization_config),
             )
         settings = BaichuanQuantizationConfig.of(
             plan_for(self.config, Plan(Scheme.of_bits(bits, group_size)))
@@ -165,14 +167,16 @@ def swap_modules(network: nn.Module, settings: BaichuanQuantizationConfig | dict
         method = settings.get("quant_method")
         if method != METHOD:
             raise CheckpointError(
-                f"The weights are quantized by {method!r}; this package reads {METHOD!r} and "
-                "weights that are not quantized. Give the original weights."
+                "The weights are quantized by {method!r}; this package reads {ours!r} and "
+                "weights that are not quantized. Give the original weights.",
+                method=method,
+                ours=METHOD,
             )
         try:
             settings = BaichuanQuantizationConfig(**settings)
         except UsageError as error:
             raise CheckpointError(
-                f"The checkpoint's config.json cannot be used: {error}"
+                "The checkpoint's config.json cannot be used: {why}", why=error
             ) from error
     make_room(network, _plan_below(network, settings.plan))
 
@@ -187,9 +191,11 @@ def describe(settings: Any) -> str:
     """Name a quantization in words, such as "int4, groups of 128"."""
     plan = settings.plan if isinstance(settings, BaichuanQuantizationConfig) else None
     if plan is None:
-        return "by another library"
-    size = plan.scheme.group_size
-    return f"int{plan.scheme.bits}, " + (f"groups of {size}" if size else "one scale a row")
+        return translate("by another library")
+    bits, size = plan.scheme.bits, plan.scheme.group_size
+    if size is None:
+        return translate("int{bits}, one scale a row", bits=bits)
+    return translate("int{bits}, groups of {size}", bits=bits, size=size)
 
 
 def register_quantization() -> None:

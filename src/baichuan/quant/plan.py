@@ -69,14 +69,17 @@ class Plan:
         version = saved.get("format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise UsageError(
-                f"The quantized weights have format version {version}; this version of baichuan "
-                f"reads {FORMAT_VERSION}. Install a newer baichuan-lm, or quantize them again."
+                "The quantized weights have format version {version}; this version of baichuan "
+                "reads {known}. Install a newer baichuan-lm, or quantize them again.",
+                version=version,
+                known=FORMAT_VERSION,
             )
         unknown = sorted(saved.keys() - {"format_version", "bits", "group_size", "exceptions"})
         if unknown:
             raise UsageError(
-                f"The quantization_config has {', '.join(unknown)}, which this version of baichuan "
-                "does not know; it knows bits, group_size and exceptions."
+                "The quantization_config has {names}, which this version of baichuan does not "
+                "know; it knows bits, group_size and exceptions.",
+                names=", ".join(unknown),
             )
         try:
             exceptions = {
@@ -86,8 +89,10 @@ class Plan:
             return cls(Scheme.of_bits(saved["bits"], saved.get("group_size")), exceptions)
         except (KeyError, TypeError, AttributeError) as error:
             raise UsageError(
-                f"The quantization_config {dict(saved)!r} cannot be read ({error!r}); it needs "
-                "'bits' and may have 'group_size' and 'exceptions'."
+                "The quantization_config {given!r} cannot be read ({reason!r}); it needs 'bits' "
+                "and may have 'group_size' and 'exceptions'.",
+                given=dict(saved),
+                reason=error,
             ) from error
 
 
@@ -103,7 +108,9 @@ def linears(model: nn.Module, plan: Plan) -> dict[str, Scheme]:
         if scheme is None:
             continue
         if module.bias is not None:
-            raise UsageError(f"{name} has a bias; only linear layers without one are quantized.")
+            raise UsageError(
+                "{name} has a bias; only linear layers without one are quantized.", name=name
+            )
         found[name] = scheme
     return found
 
@@ -135,14 +142,17 @@ def quantize_modules(
     for name in schemes:
         if _weight(model, name).device.type == "meta":
             raise UsageError(
-                f"{name} is not in memory (device_map moved it to disk). Load the model without "
-                "device_map, quantize it, then move it: `model.quantize(8).cuda()`."
+                "{name} is not in memory (device_map moved it to disk). Load the model without "
+                "device_map, quantize it, then move it: `model.quantize(8).cuda()`.",
+                name=name,
             )
     for name, scheme in schemes.items():
         try:
             layer = QuantizedLinear.from_weight(_weight(model, name), scheme)
         except UsageError as error:
-            raise UsageError(f"{name}: {error} Load the model again from sound files.") from error
+            raise UsageError(
+                "{name}: {reason} Load the model again from sound files.", name=name, reason=error
+            ) from error
         model.set_submodule(name, layer)
         done(name)
 

@@ -26,12 +26,13 @@ class Scheme:
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in BITS:
-            raise UsageError(f"bits is {self.bits!r}; allowed is 8 or 4.")
+            raise UsageError("bits is {given!r}; allowed is 8 or 4.", given=self.bits)
         size = self.group_size
         if size is not None and (type(size) is not int or size not in GROUP_SIZES):
-            sizes = ", ".join(map(str, GROUP_SIZES))
             raise UsageError(
-                f"group_size is {size!r}; allowed is {sizes}, or None for one scale a row."
+                "group_size is {given!r}; allowed is {sizes}, or None for one scale a row.",
+                given=size,
+                sizes=", ".join(map(str, GROUP_SIZES)),
             )
 
     @classmethod

@@ -298,7 +298,7 @@ def test_what_does_not_fit_is_refused():
     refused(r"takes floats", torch.tensor(1.0))
     refused("one shape and one group size", up=random_matrix(25, 40))
     refused("one shape and one group size", up=random_matrix(24, 40, group=32))
-    refused(r"norm's weight is .*\[39\].*must be .*\[40\]", norm=Norm(torch.ones(39), 1e-6))
+    refused(r"norm.weight is .*\[39\].*must be .*\[40\]", norm=Norm(torch.ones(39), 1e-6))
     refused(r"residual is .*\[2, 23\].*must be .*\[2, 24\]", residual=torch.zeros(2, 23))
     refused("residual is torch.bfloat16", residual=torch.zeros(2, 24).bfloat16())
     refused("on cpu; it must be .* on meta", torch.randn(2, 40, device="meta"))
