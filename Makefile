@@ -41,7 +41,7 @@ messages: $(READY)
 	$(BIN)/pybabel extract --no-default-keywords $(SAYING:%=-k %) --add-location=file \
 		--sort-by-file --project=baichuan-lm --version= -o $(VENV)/baichuan.pot src
 	$(BIN)/pybabel update -D baichuan -d $(LOCALE) -i $(VENV)/baichuan.pot --width=100 \
-		--ignore-obsolete --ignore-pot-creation-date
+		--ignore-obsolete --ignore-pot-creation-date --no-fuzzy-matching
 	$(BIN)/pybabel compile -D baichuan -d $(LOCALE)
 
 demo-model: $(READY)
