@@ -1,0 +1,84 @@
+"""The models that benchmarks/compare.py needs, in one directory: made where they are not there yet.
+
+NAME/             random weights in bfloat16
+NAME-int4/, NAME-int8/        the same by `baichuan quantize`
+NAME-q4_0.gguf, NAME-q8_0.gguf        the same for llama.cpp
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from random_checkpoint import write_random_checkpoint
+from tqdm import tqdm
+
+from baichuan.checkpoint.quantize import quantize_checkpoint
+from baichuan.model.configuration import BaichuanConfig
+from baichuan.quant.plan import Plan
+from baichuan.quant.scheme import Scheme
+
+_WRITE_GGUF = Path(__file__).parents[1] / "random_gguf.py"
+#: 40 layers, for llama.cpp's sake, and so thin that everything runs in seconds.
+_THIN = {
+    "vocab_size": 2048,
+    "hidden_size": 160,
+    "intermediate_size": 384,
+    "num_attention_heads": 5,
+    "initializer_range": 0.1,
+}
+
+
+@dataclass(frozen=True)
+class Models:
+    """Where the models of one size are.
+
+    Attributes:
+        directory: of all of them.
+        thin: the small network with the 13B's layers instead of the 13B.
+        peers: interpreter of the virtual environment with the package `gguf`.
+    """
+
+    directory: Path
+    thin: bool
+    peers: Path
+
+    @property
+    def config(self) -> BaichuanConfig:
+        """The network's shape."""
+        return BaichuanConfig.preset("13b", **(_THIN if self.thin else {}))
+
+    @property
+    def _name(self) -> str:
+        return "thin" if self.thin else "13b"
+
+    def plain(self) -> Path:
+        """Give the directory of the bfloat16 checkpoint."""
+        directory = self.directory / self._name
+        write_random_checkpoint(directory, self.config)
+        return directory
+
+    def quantized(self, bits: int) -> Path:
+        """Give the directory of the checkpoint in int4 or int8."""
+        directory = self.directory / f"{self._name}-int{bits}"
+        if not directory.exists():
+            source = self.plain()
+            with tqdm(unit="B", unit_scale=True, desc=directory.name) as bar:
+
+                def progress(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
+
+                quantize_checkpoint(source, directory, Plan(Scheme.of_bits(bits)), progress)
+        return directory
+
+    def gguf(self, kind: str) -> Path:
+        """Give the GGUF file of a type: q4_0, q8_0 or f32."""
+        file = self.directory / f"{self._name}-{kind}.gguf"
+        if not file.exists():
+            print(f"writing {file}", file=sys.stderr)
+            command = [self.peers, _WRITE_GGUF, self.plain(), file, "--type", kind]
+            subprocess.run(command, check=True)
+        return file
