@@ -432,7 +432,8 @@ void two_blocks(const Activations& a, const Weights& w, int64_t block, int8_t* p
     tiles[j] = BITS == 4 ? panel + j * size : reinterpret_cast<const int8_t*>(codes);
     if (BITS == 4) unpack(codes, a.columns / 8, panel + j * size);
   }
-  const TileConfig config;
+  // Static: GCC's intrinsic says that it reads 8 bytes, so stores to the rest of a local may vanish.
+  static constexpr TileConfig config;
   _tile_loadconfig(&config);
   int64_t row = 0;
   for (; row + 2 * kTile <= a.rows; row += 2 * kTile) square<BITS>(a, row, w, block, tiles, out);
