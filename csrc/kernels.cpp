@@ -594,7 +594,7 @@ inline void add_row(const void* from, int32_t dtype, int64_t at, float* to, int6
 // What a call of baichuan_linear is given; the same fields in src/baichuan/kernels/native.py.
 struct Linear {
   const void* x;          // [rows, columns], dtype
-  const float* norm;      // [columns] or null: weight of an RMS norm that x goes through first
+  const void* norm;       // [columns], norm_dtype, or null: weight of an RMS norm that x goes through first
   const uint8_t* codes;   // weights [outputs, columns]
   const uint16_t* scales;
   const uint8_t* up_codes;  // or null; else y = silu(x w) * (x up)
@@ -602,7 +602,7 @@ struct Linear {
   const void* residual;  // [rows, outputs], dtype, or null: added to y
   void* y;               // [rows, outputs], dtype
   int64_t rows, columns, outputs, group;
-  int32_t bits, scale_groups, up_bits, up_scale_groups, dtype, level;
+  int32_t bits, scale_groups, up_bits, up_scale_groups, dtype, norm_dtype, level;
   float eps;
 };
 
@@ -622,6 +622,12 @@ class Pass {
     thread_local Scratch<int8_t> codes;
     thread_local Scratch<float> scales;
     thread_local Scratch<int32_t> sums;
+    thread_local Scratch<float> norm;
+    if (call_.norm) {
+      float* wide = norm.get(call_.columns);
+      run_.widen(call_.norm, call_.norm_dtype, call_.columns, wide);
+      norm_ = wide;
+    }
     int8_t* code = codes.get(a_.rows * a_.columns);
     float* scale = scales.get(a_.rows * a_.groups);
     int32_t* sum = sums.get(a_.rows * a_.groups);
@@ -649,7 +655,7 @@ class Pass {
     const int64_t size = call_.dtype == kFloat32 ? 4 : 2;
     run_.widen(static_cast<const char*>(call_.x) + (first_ + m) * call_.columns * size, call_.dtype,
                call_.columns, row);
-    if (call_.norm) run_.normalize(row, call_.norm, call_.columns, call_.eps);
+    if (norm_) run_.normalize(row, norm_, call_.columns, call_.eps);
     run_.round_row(row, call_.columns, call_.group, a_.groups, codes + m * a_.columns,
                    scales + m * a_.groups, sums + m * a_.groups);
   }
@@ -698,6 +704,7 @@ class Pass {
   int64_t first_;
   Activations a_;
   Weights w_, up_;
+  const float* norm_ = nullptr;
 };
 
 }  // namespace

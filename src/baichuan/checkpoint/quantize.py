@@ -24,8 +24,7 @@ from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaichuanForCausalLM
 from baichuan.model.pretrained import check_tensors, read_config, refuse_quantized
 from baichuan.model.quantization import BaichuanQuantizationConfig, plan_for
-from baichuan.quant.linear import QuantizedLinear
-from baichuan.quant.plan import Plan, linears
+from baichuan.quant.plan import Plan, linears, quantized
 from baichuan.quant.scheme import Scheme
 from baichuan.weights import WeightFiles
 
@@ -201,7 +200,7 @@ def _converted(name: str, tensor: Tensor, scheme: Scheme | None) -> dict[str, Te
         return {name: tensor}
     module = name.removesuffix(".weight")
     try:
-        layer = QuantizedLinear.from_weight(tensor, scheme)
+        layer = quantized(tensor, scheme)
     except UsageError as error:
         raise CheckpointError("{name}: {reason}", name=name, reason=error) from error
     return {f"{module}.codes": layer.codes, f"{module}.scales": layer.scales}

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from baichuan.errors import UsageError
+
 BLOCK = 16
 _OFFSETS = {4: 8, 8: 128}
 
@@ -37,6 +39,43 @@ class PackedMatrix:
     group_size: int
     rows: int
     columns: int
+
+    def __post_init__(self) -> None:
+        """Refuse what native code would read past the end of.
+
+        Raises:
+            UsageError: says which tensor does not fit.
+        """
+        one_scale = self.scales.ndim == 3 and self.scales.shape[1] == 1
+        codes, scales = packed_shapes(
+            self.rows, self.columns, self.bits, self.group_size, one_scale
+        )
+        for name, tensor, shape, dtype in (
+            ("codes", self.codes, codes, torch.uint8),
+            ("scales", self.scales, scales, torch.bfloat16),
+        ):
+            fits = tuple(tensor.shape) == shape and tensor.dtype == dtype
+            if not (fits and tensor.is_contiguous() and tensor.device == self.codes.device):
+                raise UsageError(
+                    "The {name} of a quantized weight are {dtype} {shape}; they must be contiguous "
+                    "{right_dtype} {right_shape} on {device}.",
+                    name=name,
+                    dtype=tensor.dtype,
+                    shape=list(tensor.shape),
+                    right_dtype=dtype,
+                    right_shape=list(shape),
+                    device=self.codes.device,
+                )
+
+    def matches(self, other: PackedMatrix) -> bool:
+        """Say whether another matrix can take the same input to outputs of the same shape."""
+        mine = (self.rows, self.columns, self.group_size, self.codes.device)
+        return mine == (other.rows, other.columns, other.group_size, other.codes.device)
+
+    @property
+    def scale_groups(self) -> int:
+        """Scales of a row."""
+        return self.scales.shape[1]
 
 
 def packed_shapes(

@@ -37,7 +37,7 @@ class LinearCall(ctypes.Structure):
         *((n, _POINTER) for n in ("residual", "y")),
         *((n, _INT64) for n in ("rows", "columns", "outputs", "group")),
         *((n, _INT32) for n in ("bits", "scale_groups", "up_bits", "up_scale_groups")),
-        *((n, _INT32) for n in ("dtype", "level")),
+        *((n, _INT32) for n in ("dtype", "norm_dtype", "level")),
         ("eps", ctypes.c_float),
     )
 
@@ -112,3 +112,8 @@ def chosen() -> str:
             names=", ".join(available()),
         )
     return forced
+
+
+def level() -> int:
+    """Give the number of the native implementation in use, for a call."""
+    return LEVELS[chosen()]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from baichuan.errors import UsageError
 from baichuan.kernels import native, reference
-from baichuan.kernels.layout import PackedMatrix, dequantize, packed_shapes
+from baichuan.kernels.layout import PackedMatrix, dequantize
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -82,15 +82,16 @@ def _check(
             shape=list(x.shape),
             columns=weight.columns,
         )
-    for matrix in (weight, up):
-        if matrix is not None:
-            _check_matrix(matrix, x.device)
-    if up is not None and (up.rows, up.columns, up.group_size) != (
-        weight.rows,
-        weight.columns,
-        weight.group_size,
-    ):
-        raise UsageError("Both weights of a gated layer need one shape and one group size.")
+    if weight.codes.device != x.device:
+        raise UsageError(
+            "The input is on {device}, the weight on {other}; move one of them.",
+            device=x.device,
+            other=weight.codes.device,
+        )
+    if up is not None and not up.matches(weight):
+        raise UsageError(
+            "Both weights of a gated layer need one shape, one group size and one device."
+        )
     if norm is not None:
         _check_tensor("norm.weight", norm.weight, (weight.columns,), norm.weight.dtype, x.device)
     if residual is not None:
@@ -113,20 +114,6 @@ def _check_tensor(
             right_shape=list(shape),
             right_device=device,
         )
-
-
-def _check_matrix(matrix: PackedMatrix, device: torch.device) -> None:
-    """Refuse what native code would read past the end of."""
-    codes, scales = packed_shapes(
-        matrix.rows, matrix.columns, matrix.bits, matrix.group_size, matrix.scales.shape[1] == 1
-    )
-    for name, tensor, shape, dtype in (
-        ("codes", matrix.codes, codes, torch.uint8),
-        ("scales", matrix.scales, scales, torch.bfloat16),
-    ):
-        _check_tensor(name, tensor, shape, dtype, device)
-        if not tensor.is_contiguous():
-            raise UsageError("The {name} of a quantized weight must be contiguous.", name=name)
 
 
 def _needs_gradients(x: Tensor, norm: Norm | None, residual: Tensor | None) -> bool:
@@ -195,29 +182,29 @@ def _in_native(
         return _in_native(x.float(), weight, up, norm, wide).to(x.dtype)
     x = x.contiguous()
     residual = None if residual is None else residual.contiguous()
-    norm_weight = None if norm is None else norm.weight.float().contiguous()
-    y = x.new_empty((len(x), weight.rows))
+    y = x.new_empty((x.shape[0], weight.rows))
     call = native.LinearCall(
         x=x.data_ptr(),
-        norm=_address(norm_weight),
+        residual=None if residual is None else residual.data_ptr(),
+        y=y.data_ptr(),
+        rows=x.shape[0],
+        dtype=_DTYPES[x.dtype],
+        level=native.level(),
         codes=weight.codes.data_ptr(),
         scales=weight.scales.data_ptr(),
-        up_codes=None if up is None else up.codes.data_ptr(),
-        up_scales=None if up is None else up.scales.data_ptr(),
-        residual=_address(residual),
-        y=y.data_ptr(),
-        rows=len(x),
+        scale_groups=weight.scale_groups,
         columns=weight.columns,
         outputs=weight.rows,
         group=weight.group_size,
         bits=weight.bits,
-        scale_groups=weight.scales.shape[1],
-        up_bits=0 if up is None else up.bits,
-        up_scale_groups=0 if up is None else up.scales.shape[1],
-        dtype=_DTYPES[x.dtype],
-        level=native.LEVELS[native.chosen()],
-        eps=0.0 if norm is None else norm.eps,
     )
+    if up is not None:
+        call.up_codes, call.up_scales = up.codes.data_ptr(), up.scales.data_ptr()
+        call.up_bits, call.up_scale_groups = up.bits, up.scale_groups
+    if norm is not None:
+        norm_weight = norm.weight if norm.weight.dtype in _DTYPES else norm.weight.float()
+        call.norm, call.norm_dtype = norm_weight.data_ptr(), _DTYPES[norm_weight.dtype]
+        call.eps = norm.eps
     _library().baichuan_linear(ctypes.byref(call))
     return y
 
@@ -258,7 +245,7 @@ def attend(query: Tensor, caches: Sequence[tuple[Tensor, Tensor]], slopes: Tenso
         heads=heads,
         width=width,
         dtype=_DTYPES[query.dtype],
-        level=native.LEVELS[native.chosen()],
+        level=native.level(),
     )
     _library().baichuan_attend(ctypes.byref(call))
     del keys, values, counts, room  # the call has read them

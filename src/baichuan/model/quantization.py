@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.language import translate
 from baichuan.quant.linear import QuantizedLinear
+from baichuan.quant.original import OriginalLinear
 from baichuan.quant.plan import Plan, linears, make_room, quantize_modules
 from baichuan.quant.scheme import Scheme
 
@@ -92,7 +93,7 @@ class BaichuanQuantizer(HfQuantizer):  # type: ignore[misc]  # untyped base
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         for name, module in list(model.named_modules()):
-            if isinstance(module, QuantizedLinear):
+            if isinstance(module, (QuantizedLinear, OriginalLinear)):
                 plain = nn.Linear(module.in_features, module.out_features, False, device="meta")
                 plain.weight = nn.Parameter(module.dequantize(dtype or torch.float32))
                 model.set_submodule(name, plain)
@@ -106,7 +107,13 @@ class QuantizeMixin:
     hf_quantizer: Any
     to: Callable[..., Any]
 
-    def quantize(self, bits: int, group_size: int | None = None, progress: bool = False) -> Any:
+    def quantize(
+        self,
+        bits: int,
+        group_size: int | None = None,
+        scheme: str = "blocks",
+        progress: bool = False,
+    ) -> Any:
         """Quantize the weights of the linear layers, in place, and return the model.
 
         Embedding and norms stay as they are. The model may be in float32, bfloat16 or float16 and
@@ -115,6 +122,7 @@ class QuantizeMixin:
         Args:
             bits: 8 (one scale per row) or 4 (one per group of 128 columns).
             group_size: 32, 64, 128 or 256 columns for each scale instead.
+            scheme: "original" for the original code's arithmetic, exactly, which is slow.
             progress: show a bar.
 
         Raises:
@@ -127,9 +135,10 @@ class QuantizeMixin:
                 "Load the original weights to quantize anew.",
                 scheme=describe(self.config.quantization_config),
             )
-        settings = BaichuanQuantizationConfig.of(
-            plan_for(self.config, Plan(Scheme.of_bits(bits, group_size)))
-        )
+        plan = Plan(Scheme.of_bits(bits, group_size))
+        if scheme != "blocks":
+            plan = Plan(Scheme(bits, group_size, scheme), Plan.of_original(bits).exceptions)
+        settings = BaichuanQuantizationConfig.of(plan_for(self.config, plan))
         assert isinstance(self, nn.Module)
         count = len(linears(self, settings.plan))
         with tqdm(total=count, unit="layer", desc=f"int{bits}", disable=not progress) as bar:

@@ -27,6 +27,7 @@ class QuantizedLinear(nn.Module):
         """Make room for a weight [out_features, in_features]; the content is not set."""
         super().__init__()
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+        self._matrix: PackedMatrix | None = None
         codes, scales = packed_shapes(
             out_features, in_features, scheme.bits, scheme.columns_per_group, scheme.per_row
         )
@@ -47,14 +48,12 @@ class QuantizedLinear(nn.Module):
     @property
     def matrix(self) -> PackedMatrix:
         """The weight, as kernels take it."""
-        return PackedMatrix(
-            self.codes,
-            self.scales,
-            self.scheme.bits,
-            self.scheme.columns_per_group,
-            self.out_features,
-            self.in_features,
-        )
+        kept, codes, scales = self._matrix, self.codes, self.scales
+        if kept is None or kept.codes is not codes or kept.scales is not scales:
+            size = self.scheme.columns_per_group
+            bits, rows, columns = self.scheme.bits, self.out_features, self.in_features
+            kept = self._matrix = PackedMatrix(codes, scales, bits, size, rows, columns)
+        return kept
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Give the weight [out_features, in_features] that the codes stand for."""

@@ -14,10 +14,16 @@ from torch import Tensor, nn
 
 from baichuan.errors import UsageError
 from baichuan.quant.linear import QuantizedLinear
+from baichuan.quant.original import OriginalLinear
 from baichuan.quant.scheme import Scheme
 
 #: Of the saved layout. A reader refuses what is newer than itself.
 FORMAT_VERSION = 1
+_FIELDS = {"format_version", "bits", "group_size", "layout", "exceptions"}
+_LAYERS: dict[str, type[QuantizedLinear] | type[OriginalLinear]] = {
+    "blocks": QuantizedLinear,
+    "original": OriginalLinear,
+}
 #: The head weighs little and every answer goes through it: int8 whatever the rest has.
 _HEAD, _HEAD_SCHEME = "lm_head", Scheme(8, None)
 
@@ -33,6 +39,11 @@ class Plan:
 
     scheme: Scheme
     exceptions: Mapping[str, Scheme | None] = field(default_factory=lambda: {_HEAD: _HEAD_SCHEME})
+
+    @classmethod
+    def of_original(cls, bits: int) -> Plan:
+        """Give the original's plan: its arithmetic, and a head that stays as it is."""
+        return cls(Scheme(bits, None, "original"), {_HEAD: None})
 
     def keeping(self, name: str) -> Plan:
         """Give the same plan, but with one module left as it is."""
@@ -51,11 +62,9 @@ class Plan:
         """Give what is saved in config.json."""
         return {
             "format_version": FORMAT_VERSION,
-            "bits": self.scheme.bits,
-            "group_size": self.scheme.group_size,
+            **self.scheme.to_dict(),
             "exceptions": {
-                name: None if s is None else {"bits": s.bits, "group_size": s.group_size}
-                for name, s in self.exceptions.items()
+                n: None if s is None else s.to_dict() for n, s in self.exceptions.items()
             },
         }
 
@@ -74,7 +83,7 @@ class Plan:
                 version=version,
                 known=FORMAT_VERSION,
             )
-        unknown = sorted(saved.keys() - {"format_version", "bits", "group_size", "exceptions"})
+        unknown = sorted(saved.keys() - _FIELDS)
         if unknown:
             raise UsageError(
                 "The quantization_config has {names}, which this version of baichuan does not "
@@ -83,9 +92,11 @@ class Plan:
             )
         try:
             exceptions = {
-                str(name): None if s is None else Scheme(s["bits"], s["group_size"])
+                str(name): None if s is None else Scheme.from_dict(s)
                 for name, s in saved.get("exceptions", {}).items()
             }
+            if "layout" in saved:
+                return cls(Scheme.from_dict(saved), exceptions)
             return cls(Scheme.of_bits(saved["bits"], saved.get("group_size")), exceptions)
         except (KeyError, TypeError, AttributeError) as error:
             raise UsageError(
@@ -120,7 +131,8 @@ def make_room(model: nn.Module, plan: Plan) -> None:
     for name, scheme in linears(model, plan).items():
         old = model.get_submodule(name)
         with torch.device(cast(Tensor, old.weight).device):
-            new = QuantizedLinear(cast(int, old.in_features), cast(int, old.out_features), scheme)
+            layer = _LAYERS[scheme.layout]
+            new = layer(cast(int, old.in_features), cast(int, old.out_features), scheme)
         model.set_submodule(name, new)
 
 
@@ -148,13 +160,18 @@ def quantize_modules(
             )
     for name, scheme in schemes.items():
         try:
-            layer = QuantizedLinear.from_weight(_weight(model, name), scheme)
+            layer = quantized(_weight(model, name), scheme)
         except UsageError as error:
             raise UsageError(
                 "{name}: {reason} Load the model again from sound files.", name=name, reason=error
             ) from error
         model.set_submodule(name, layer)
         done(name)
+
+
+def quantized(weight: Tensor, scheme: Scheme) -> QuantizedLinear | OriginalLinear:
+    """Quantize one weight [out_features, in_features]."""
+    return _LAYERS[scheme.layout].from_weight(weight, scheme)
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

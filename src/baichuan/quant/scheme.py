@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from baichuan.errors import UsageError
 
 BITS = (8, 4)
 GROUP_SIZES = (32, 64, 128, 256)
+#: How the codes lie and are multiplied: this package's way, or the original code's, exactly.
+LAYOUTS = ("blocks", "original")
 #: Columns that share a scale of the activations where a row of the weight has one scale.
 ACTIVATION_GROUP = 128
 
@@ -19,10 +23,12 @@ class Scheme:
     Attributes:
         bits: 8 or 4.
         group_size: 32, 64, 128 or 256; None for one scale per row.
+        layout: "blocks" (quant/linear.py) or "original" (quant/original.py; one scale per row).
     """
 
     bits: int
     group_size: int | None
+    layout: str = "blocks"
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in BITS:
@@ -34,6 +40,24 @@ class Scheme:
                 given=size,
                 sizes=", ".join(map(str, GROUP_SIZES)),
             )
+
+        if self.layout not in LAYOUTS or (self.layout == "original" and size is not None):
+            raise UsageError(
+                "The scheme is {layout!r} with groups of {size}; allowed are 'blocks', and "
+                "'original' without groups.",
+                layout=self.layout,
+                size=size,
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what is saved in config.json."""
+        layout = {} if self.layout == "blocks" else {"layout": self.layout}
+        return {"bits": self.bits, "group_size": self.group_size, **layout}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Scheme:
+        """Read what `to_dict` gave."""
+        return cls(saved["bits"], saved["group_size"], saved.get("layout", "blocks"))
 
     @classmethod
     def of_bits(cls, bits: int, group_size: int | None = None) -> Scheme:

@@ -1,6 +1,6 @@
 """Every implementation of this machine: one result to the last bit, and the right one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -292,23 +292,30 @@ def refused(match, x=None, **changes):
 
 
 def test_what_does_not_fit_is_refused():
-    weight = random_matrix(24, 40)
     refused(r"\[2, 41\].*takes floats \[..., 40\]", torch.randn(2, 41))
     refused(r"int64 \[2, 40\]", torch.ones(2, 40, dtype=torch.long))
     refused(r"takes floats", torch.tensor(1.0))
-    refused("one shape and one group size", up=random_matrix(25, 40))
-    refused("one shape and one group size", up=random_matrix(24, 40, group=32))
+    refused("one shape, one group size", up=random_matrix(25, 40))
+    refused("one shape, one group size", up=random_matrix(24, 40, group=32))
     refused(r"norm.weight is .*\[39\].*must be .*\[40\]", norm=Norm(torch.ones(39), 1e-6))
     refused(r"residual is .*\[2, 23\].*must be .*\[2, 24\]", residual=torch.zeros(2, 23))
     refused("residual is torch.bfloat16", residual=torch.zeros(2, 24).bfloat16())
-    refused("on cpu; it must be .* on meta", torch.randn(2, 40, device="meta"))
-    changed = {"codes": weight.codes[:1], "scales": weight.scales[:, :, :8]}
-    for name, tensor in changed.items():
-        refused(f"{name} is .*must be", weight=type(weight)(**{**vars(weight), name: tensor}))
+    refused("input is on meta, the weight on cpu", torch.randn(2, 40, device="meta"))
+
+
+def test_a_matrix_that_does_not_hold_together_cannot_be_made():
+    weight = random_matrix(24, 40)
     apart = weight.codes.repeat(1, 1, 2)[..., ::2]
-    refused("codes .* contiguous", weight=type(weight)(**{**vars(weight), "codes": apart}))
-    wide = weight.scales.float()
-    refused("scales is torch.float32", weight=type(weight)(**{**vars(weight), "scales": wide}))
+    for name, tensor in (
+        ("codes", weight.codes[:1]),
+        ("codes", apart),
+        ("codes", weight.codes.view(torch.int8)),
+        ("scales", weight.scales[:, :, :8]),
+        ("scales", weight.scales.float()),
+        ("scales", weight.scales.to("meta")),
+    ):
+        with pytest.raises(UsageError, match=f"The {name} of a quantized weight.*contiguous"):
+            replace(weight, **{name: tensor})
 
 
 def random_cache(heads, positions, width, dtype, room=3):
