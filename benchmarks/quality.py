@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pydoc_data.topics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +25,8 @@ from typing import Any
 
 import machine
 import torch
+from judged_texts import IGNORED, LENGTH, Row, demo_rows, text_rows
 from safetensors.torch import load_file
-from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -40,11 +38,8 @@ from baichuan.quant.scheme import Scheme
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "quality.png"
-_LENGTH = 512
-_IGNORED = -100
 _PART = 128
 _WEIGHTS = "model.safetensors"
-_TRAINED_CONVERSATIONS = 200
 
 _ROW = Scheme(8, None)
 _ON_GRID = ("int8", "int4, groups of 128", "int4, groups of 64", "int4, groups of 32")
@@ -58,19 +53,6 @@ _LABELS = {
     "Q4_K_M": "Q4_K_M (rows too short for K)",
     "Q4_K_M, as for wide rows": "Q4_K_M",
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """Token ids in, and what each position should say next; -100 where nobody asks.
-
-    Attributes:
-        segments: numbers of the texts that stand side by side and do not see each other.
-    """
-
-    ids: Tensor
-    targets: Tensor
-    segments: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +159,7 @@ def rounded_by_llama_cpp(case: Case, work: Path) -> Iterator[Rounded]:
         if padded:
             yield Rounded(name, "llama.cpp", bits, bits, counts, model, None)
             continue
-        with gguf_models.running(target, _LENGTH) as runner:
+        with gguf_models.running(target, LENGTH) as runner:
             run = partial(_in_llama_cpp, runner)
             yield Rounded(name, "llama.cpp", bits, bits, counts, model, run)
 
@@ -189,7 +171,7 @@ def unrounded_in_llama_cpp(case: Case, work: Path) -> Iterator[Rounded]:
     model = _load(case)
     path = work / "source.gguf"
     gguf_models.write_gguf(path, load_file(case.directory / _WEIGHTS), model.config, padded=False)
-    with gguf_models.running(path, _LENGTH) as runner:
+    with gguf_models.running(path, LENGTH) as runner:
         run = partial(_in_llama_cpp, runner)
         yield Rounded("F32", "llama.cpp", 32.0, 32.0, {}, model, run)
 
@@ -219,7 +201,7 @@ def compared(reference: Tensor, logits: Tensor, row: Row) -> Tensor:
         float64 [positions, 4]: KL(reference || other) in nats, 1 where the likeliest token is the
         same, and the loss of either on the target.
     """
-    judged = row.targets != _IGNORED
+    judged = row.targets != IGNORED
     parts = []
     for ours, other, target in zip(
         reference[judged].split(_PART),
@@ -263,7 +245,7 @@ def measure(case: Case, work: Path) -> dict[str, Any]:
     for rounded in tqdm((r for maker in makers for r in maker), desc=case.name, unit="format"):
         figures.append(_figures(rounded, case, reference))
         print(json.dumps(figures[-1]), flush=True)
-    tokens = int(sum((row.targets != _IGNORED).sum() for row in case.rows))
+    tokens = int(sum((row.targets != IGNORED).sum() for row in case.rows))
     return {
         "case": case.name,
         "texts": case.texts,
@@ -294,51 +276,11 @@ def _judged(
     return summary(torch.cat([compared(known, run(row), row) for known, row in pairs]))
 
 
-def smollm_rows(path: Path, texts: Sequence[Path], count: int) -> tuple[list[Row], dict[str, int]]:
-    """Cut texts into rows of 512 ids, `count` in all, as many from each; more than one text.
-
-    Without --text there is a long English one on every machine: the topics of Python's help.
-    """
-    import gguf_models
-
-    named = {"Python's help topics": "\n\n".join(pydoc_data.topics.topics.values())}
-    named |= {text.name: text.read_text("utf-8") for text in texts}
-    each = count // len(named)
-    rows, tokens = [], {}
-    for name, text in named.items():
-        ids = torch.tensor(gguf_models.tokenize(path, text[: each * _LENGTH * 8]))
-        whole = ids[: min(each, len(ids) // _LENGTH) * _LENGTH].view(-1, _LENGTH)
-        ends = torch.full((len(whole), 1), _IGNORED)
-        targets = torch.cat([whole[:, 1:], ends], dim=1)
-        rows += [Row(*pair) for pair in zip(whole, targets, strict=True)]
-        tokens[name] = whole.numel()
-    return rows, tokens
-
-
-def demo_rows() -> dict[str, list[Row]]:
-    """Give the demo model's held-out questions with their answers, and conversations it learnt."""
-    sys.path.append(str(ROOT / "demo"))  # behind this directory, which has a report.py too
-    from conversations import Conversation, epoch
-    from rows import encode, packed
-    from texts import read_corpus
-
-    tokenizer = SentencePieceProcessor(model_file=str(DEMO / "tokenizer.model"))
-    items, held = read_corpus()
-    asked = [Conversation("", ((h.question, h.answer),)) for h in held]
-    learnt = epoch(items, held, seed="quality")[:_TRAINED_CONVERSATIONS]
-    named = {"held-out questions": asked, "trained conversations": learnt}
-    rows = {}
-    for name, conversations in named.items():
-        ids, segments, targets = packed([encode(one, tokenizer) for one in conversations])
-        rows[name] = [Row(*row) for row in zip(ids, targets, segments, strict=True)]
-    return rows
-
-
 def cases(path: Path, work: Path, texts: Sequence[Path], count: int) -> Iterator[Case]:
     """Give each network with each kind of text."""
     import smollm
 
-    rows, tokens = smollm_rows(path, texts, count)
+    rows, tokens = text_rows(path, texts, count)
     for name, off_grid in (("SmolLM2-135M", True), ("SmolLM2-135M on its Q4_1 grid", False)):
         directory = work / ("smollm_off_grid" if off_grid else "smollm")
         smollm.convert(path, directory, off_grid=off_grid)

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,49 @@ def conversation(chinese: bool) -> str:
     return _rows(head, *body) + _hardware(figures, chinese)
 
 
+def quality(chinese: bool, case_name: str) -> str:
+    """What each format loses on one network and text, sorted by stored bits."""
+    figures = _read("quality")
+    case = next(case for case in figures["cases"] if case["case"] == case_name)
+    head = (
+        ("格式", "存储位数", "KL", "KL 中位数", "KL 99 %", "首选一致", "困惑度", "KL，实际运行")
+        if chinese
+        else (
+            "format",
+            "stored bits",
+            "KL",
+            "median",
+            "99 %",
+            "same likeliest",
+            "perplexity",
+            "KL as run",
+        )
+    )
+    body = []
+    for row in sorted(case["formats"], key=lambda row: row["stored_bits"]):
+        loss, run = row["weights"], row["as_run"]
+        body.append(
+            (
+                row["format"] if row["by"] == "ours" else f"*llama.cpp {row['format']}*",
+                f"{row['stored_bits']:.2f}",
+                f"{loss['kl']:.2g} ± {loss['kl_error']:.1g}",
+                f"{loss['kl_median']:.2g}",
+                f"{loss['kl_99']:.2g}",
+                f"{loss['same_likeliest']:.2%}",
+                f"{loss['perplexity_change']:+.2%}",
+                f"{run['kl']:.2g}" if run else "—",
+            )
+        )
+    return _rows(head, *body) + _hardware(figures, chinese)
+
+
 _TABLES: dict[str, Callable[[bool], str]] = {
     "full_size": full_size,
     "attention": attention,
     "conversation": conversation,
+    "quality_smollm": partial(quality, case_name="SmolLM2-135M"),
+    "quality_smollm_grid": partial(quality, case_name="SmolLM2-135M on its Q4_1 grid"),
+    "quality_demo": partial(quality, case_name="demo model, held-out questions"),
 }
 
 
