@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from baichuan.errors import CheckpointError
 from baichuan.hub import local_directory
 from baichuan.model.configuration import BaichuanConfig
-from baichuan.model.quantization import swap_modules
+from baichuan.model.published_int8 import plan_of, read_published_int8, scale_names
+from baichuan.model.quantization import BaichuanQuantizationConfig, swap_modules
 from baichuan.weights import WeightFiles
 
 #: The 7B's code kept its table of rotary frequencies among the weights; it is computed here.
@@ -64,7 +65,10 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             config = BaichuanConfig.from_pretrained(config) if config else read_config(directory)
         if kwargs.get("quantization_config") is not None:
             refuse_quantized(config, directory)
-        cls._check_files(config, directory, kwargs.get("use_safetensors"))
+        weights = WeightFiles(directory, kwargs.get("use_safetensors"))
+        if scale_names(weights.shapes):
+            return cls._from_published_int8(weights, **{**kwargs, "config": config})
+        cls._check_files(config, weights)
         with_info = kwargs.pop("output_loading_info", False)
         # It would let transformers run a `custom_generate/generate.py` of the directory.
         kwargs.pop("trust_remote_code", None)
@@ -75,14 +79,31 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         return (model, info) if with_info else model
 
     @classmethod
-    def _check_files(
-        cls, config: BaichuanConfig, directory: Path, safetensors: bool | None
-    ) -> None:
+    def _from_published_int8(
+        cls, weights: WeightFiles, config: BaichuanConfig, **kwargs: Any
+    ) -> Any:
+        """Load the checkpoint that the original quantized, in this package's int8."""
+        plan = plan_of(weights.shapes)
+        config.quantization_config = BaichuanQuantizationConfig.of(plan).to_dict()
+        state = read_published_int8(weights, config)
+        with torch.device("meta"):
+            network = cls(config)
+        swap_modules(network, config.quantization_config)
+        check_tensors(weights.directory, {n: tuple(t.shape) for n, t in state.items()}, network)
+        for name in ("use_safetensors", "trust_remote_code"):
+            kwargs.pop(name, None)
+        model = super().from_pretrained(None, config=config, state_dict=state, **kwargs)
+        if (weights.directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(weights.directory)
+        return model
+
+    @classmethod
+    def _check_files(cls, config: BaichuanConfig, weights: WeightFiles) -> None:
         """Check, before any weight is read, all that transformers would pass over in silence."""
+        directory, held = weights.directory, weights.shapes
         generation = directory / "generation_config.json"
         if generation.is_file():
             _read_json(generation)
-        held = WeightFiles(directory, safetensors).shapes
         with torch.device("meta"):
             network = cls(config)
         settings = getattr(config, "quantization_config", None)
