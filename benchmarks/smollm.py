@@ -8,21 +8,22 @@ A trained network that is not ours, to measure rounding on. Its file (in the PyP
 by a random part of its step, at most a half; such a network is about as far from the file's as the
 file's is from the trained one, and lies on no grid.
 
-Needs `gguf`; `--check` also `llama-cpp-python`. The vocabulary stays behind (it is not
-SentencePiece): ids come from `gguf_models.tokenize`.
+Needs `gguf` and `llama-cpp-python`. The vocabulary stays behind (it is not SentencePiece): ids come
+from `gguf_models.tokenize`. `--check` writes results/smollm_conversion.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import gguf
+import machine
 import numpy as np
 import torch
-from gguf_models import network_weights, read_gguf, running, tokenize
+from gguf_models import network_weights, read_gguf, running
+from judged_texts import LENGTH, text_rows
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -33,7 +34,6 @@ from baichuan.model.network import BaiChuanForCausalLM
 _SEED = 0
 #: Bytes before the codes of a block of 32: the step as float16, and for Q4_1 an offset.
 _STEP_FIRST = {"Q4_1": 20, "Q8_0": 34}
-_CHECKED_TOKENS = 384
 
 
 def convert(path: Path, directory: Path, *, off_grid: bool = False) -> None:
@@ -86,25 +86,28 @@ def _move_off_grid(tensors: dict[str, Tensor], path: Path) -> None:
         weight += (moves * steps).view_as(weight)
 
 
-def check(path: Path, directory: Path, text: str) -> dict[str, Any]:
-    """Compare logits on `text` with transformers' LLaMA and with llama.cpp, both on the GGUF.
+def check(path: Path, directory: Path) -> dict[str, Any]:
+    """Compare logits with those of transformers' LLaMA and of llama.cpp, both from the GGUF itself.
+
+    llama.cpp rounds activations to int8 for the file's formats, and so differs a little;
+    quality.py compares it with the network in float32 as well.
 
     Returns:
         Per peer: the largest difference of logits, the mean KL in nats, how often the likeliest
         token is the same.
     """
-    ids = tokenize(path, text)[:_CHECKED_TOKENS]
+    (first, *_), _ = text_rows(path, [], 1)
+    row = first.ids[None]
     model = BaiChuanForCausalLM.from_pretrained(directory, dtype=torch.float32)
     llama = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     )
-    row = torch.tensor([ids])
     with torch.inference_mode():
         ours, theirs = model(row).logits[0], llama(row).logits[0]
-    with running(path, len(ids)) as runner:
-        in_llama_cpp = runner.logits(ids)
+    with running(path, LENGTH) as runner:
+        in_llama_cpp = runner.logits(first.ids.tolist())
     return {
-        "tokens": len(ids),
+        "tokens": LENGTH,
         "largest_logit": float(ours.abs().max()),
         "transformers": _difference(ours, theirs),
         "llama_cpp": _difference(ours, in_llama_cpp),
@@ -130,8 +133,7 @@ def main() -> None:
     arguments = parser.parse_args()
     convert(arguments.gguf, arguments.directory, off_grid=arguments.off_grid)
     if arguments.check:
-        text = (__doc__ + BaichuanConfig.__doc__) * 4
-        print(json.dumps(check(arguments.gguf, arguments.directory, text), indent=2))
+        machine.save("smollm_conversion", check(arguments.gguf, arguments.directory))
 
 
 if __name__ == "__main__":
