@@ -22,7 +22,8 @@ from gguf import GGUFReader
 _BATCH = 512
 #: ggml_log_level of lines about each node of the graph.
 _DEBUG = 1
-_NOTED = ("buffer size", "repack")
+#: Lines that say where the weights went: to AMX's layout, to a repacked one, or left as mapped.
+_NOTED = "buffer size"
 
 
 class Attention:
@@ -85,7 +86,7 @@ class Worker:
         line = text.decode("utf-8", "replace").rstrip()
         if level != _DEBUG:
             print(line, file=sys.stderr)
-        if any(word in line for word in _NOTED):
+        if _NOTED in line:
             self.notes.append(line)
 
     def attention(self, flash: int) -> Attention:
