@@ -6,6 +6,10 @@ DIRECTORY takes the models (workers/models.py), up to 27 GB and what is made of 
 interpreter of a virtual environment with llama-cpp-python, gguf and openvino. Each figure is
 measured in pairs, engines in turn, with the machine's limits between the pairs, and written to
 results/compare_intBITS_FIGURE.json. `--smoke` runs all of it with a tiny model and writes nothing.
+
+On a processor with AMX, llama.cpp built by GCC 12 crashes at its first prompt: the compiler drops
+stores to the tile configuration (a local of 64 bytes of which GCC's intrinsic declares 8). Build
+llama-cpp-python from its source with CXXFLAGS="-fno-tree-dse -fno-dse" in the environment.
 """
 
 from __future__ import annotations
@@ -364,7 +368,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--apart", action="store_true", help="one engine in memory at a time")
     parser.add_argument("--smoke", action="store_true", help="a tiny model; writes no results")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.pairs < 2:
+        parser.error("--pairs is at least 2: one pair has no quartiles")
+    return arguments
 
 
 def main() -> None:
