@@ -1,6 +1,6 @@
 """What the prompt cache saves in a long conversation: time to the first token of each of ten turns.
 
-    python benchmarks/conversation.py --directory DIRECTORY [--layers 4]
+    python benchmarks/conversation.py --directory DIRECTORY [--layers 8]
 
 Full-width random weights; the same ten turns with the conversation's cache and without, taken
 alternately. Writes results/conversation.json.
@@ -23,15 +23,15 @@ from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaichuanForCausalLM
 
 _TURNS = 10
-_ASKED = 50
-_ANSWERED = 50
+_ASKED = 80
+_ANSWERED = 20
 
 
 def main() -> None:
     """Talk ten turns twice and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--directory", type=Path, required=True)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=8)
     arguments = parser.parse_args()
     config = BaichuanConfig.preset("13b", num_hidden_layers=arguments.layers)
     write_random_checkpoint(arguments.directory, config)

@@ -1,6 +1,6 @@
 """Loads a full-width checkpoint of random weights and measures it: time, memory, speed.
 
-    python benchmarks/full_size.py --layers 24 --directory DIRECTORY
+    python benchmarks/full_size.py --layers 8 --directory DIRECTORY
 
 40 layers are Baichuan-13B itself (26.5 GB in bfloat16); fewer fit into less memory. Writes
 results/full_size_LAYERS.json.

@@ -61,13 +61,13 @@ def _hardware(figures: dict[str, Any], chinese: bool) -> str:
 
 def full_size(chinese: bool) -> str:
     """Loading and speed of the network at full width in bfloat16."""
-    some, whole = _read("full_size_24"), _read("full_size_40")
+    some, whole = _read("full_size_8"), _read("full_size_40")
     speed = {n: some[f"prefill_{n}_tokens_per_second"]["median"] for n in (128, 512)}
     decode = some["decode_after_512_tokens_per_second"]["median"]
     words = (
-        ("bfloat16，随机权重", "24 层（全宽）", "全部 40 层")
+        ("bfloat16，随机权重", "8 层（全宽）", "全部 40 层")
         if chinese
-        else ("bfloat16, random weights", "24 layers, full width", "all 40 layers")
+        else ("bfloat16, random weights", "8 layers, full width", "all 40 layers")
     )
     names = (
         ("载入", "自有内存", "文件", "prefill 128 / 512", "decode，512 之后")

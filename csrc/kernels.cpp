@@ -23,6 +23,7 @@
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of its own headers
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -42,6 +43,7 @@
 namespace {
 
 constexpr int kBlock = 16;   // rows of a block
+constexpr int kMostBlocks = 8;  // of weights, that share a pass over many rows of activations
 constexpr int kChunk = 64;   // bytes of a chunk: 4 columns of int8, 8 of int4
 constexpr int kAhead = 2048;  // bytes by which weights are fetched in advance
 // A group of activations without a magnitude in this range has no codes: scale 0 below, NaN above.
@@ -64,12 +66,15 @@ constexpr float kLeast = 1e-30f, kMost = std::numeric_limits<float>::max();
 
 enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 
-// Activations after rounding: codes [rows, columns], scales and sums [rows, groups].
+// Activations after rounding: codes [rows, columns], scales and sums [rows, groups]. The first `tiled`
+// rows lie in `tiles` instead, 16 rows by 64 columns at a time, each tile 1024 bytes in a row.
 struct Activations {
   const int8_t* codes;
   const float* scales;
   const int32_t* sums;
   int64_t rows, columns, groups;
+  const int8_t* tiles;
+  int64_t tiled;
 };
 
 struct Weights {
@@ -346,6 +351,7 @@ namespace amx {
 
 constexpr int kTile = 16;         // rows of a tile
 constexpr int kTileColumns = 64;  // int8 columns of a tile
+constexpr int kPart = 1280;       // columns of a part, about
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -379,66 +385,81 @@ inline void add_tile(const int32_t* sum, const Activations& a, int64_t row, int6
   }
 }
 
-// 32 rows of activations by two blocks of weights, whose codes lie in tiles at `panel`.
+// 32 rows of activations by two blocks of weights within one group: y += their products. `left` and
+// `right` are the blocks' codes for this group, in tiles.
 template <int BITS>
-void square(const Activations& a, int64_t row, const Weights& w, int64_t block, const int8_t* const* panel,
-            float* const* out) {
+inline void square(const Activations& a, int64_t row, int64_t g, const Weights& w, int64_t block,
+                   const int8_t* left, const int8_t* right, float* left_y, float* right_y) {
   alignas(64) int32_t sum[4][kTile * kTile];
-  const int8_t *above = a.codes + row * a.columns, *below = above + kTile * a.columns;
-  const uint16_t *left_scale = w.block_scales(block, a.groups), *right_scale = w.block_scales(block + 1, a.groups);
-  constexpr int32_t kOffset = BITS == 4 ? 0 : 128;
-  for (int64_t g = 0; g < a.groups; ++g) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t k = g * w.group; k < (g + 1) * w.group; k += kTileColumns) {
-      _tile_loadd(4, above + k, a.columns);
-      _tile_loadd(5, below + k, a.columns);
-      _tile_loadd(6, panel[0] + k * kTile, 64);
-      _tile_loadd(7, panel[1] + k * kTile, 64);
-      if (BITS == 4) {
-        _tile_dpbssd(0, 4, 6);
-        _tile_dpbssd(1, 4, 7);
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
-      } else {
-        _tile_dpbsud(0, 4, 6);
-        _tile_dpbsud(1, 4, 7);
-        _tile_dpbsud(2, 5, 6);
-        _tile_dpbsud(3, 5, 7);
-      }
+  constexpr int64_t kTileBytes = kTile * kTileColumns;
+  const int64_t tiles = a.columns / kTileColumns;
+  const int8_t* above = a.tiles + (row / kTile * tiles + g * w.group / kTileColumns) * kTileBytes;
+  const int8_t* below = above + tiles * kTileBytes;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = 0; k < w.group * kTile; k += kTileBytes) {
+    _tile_loadd(4, above + k, kTileColumns);
+    _tile_loadd(5, below + k, kTileColumns);
+    _tile_loadd(6, left + k, kTileColumns);
+    _tile_loadd(7, right + k, kTileColumns);
+    if (BITS == 4) {
+      _tile_dpbssd(0, 4, 6);
+      _tile_dpbssd(1, 4, 7);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
+    } else {
+      _tile_dpbsud(0, 4, 6);
+      _tile_dpbsud(1, 4, 7);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
     }
-    _tile_stored(0, sum[0], 64);
-    _tile_stored(1, sum[1], 64);
-    _tile_stored(2, sum[2], 64);
-    _tile_stored(3, sum[3], 64);
-    const __m512 left = avx512_vnni::load_scales(left_scale + g * w.scale_step);
-    const __m512 right = avx512_vnni::load_scales(right_scale + g * w.scale_step);
-    add_tile(sum[0], a, row, g, kOffset, left, out[0] + row * kBlock);
-    add_tile(sum[1], a, row, g, kOffset, right, out[1] + row * kBlock);
-    add_tile(sum[2], a, row + kTile, g, kOffset, left, out[0] + (row + kTile) * kBlock);
-    add_tile(sum[3], a, row + kTile, g, kOffset, right, out[1] + (row + kTile) * kBlock);
   }
+  _tile_stored(0, sum[0], 64);
+  _tile_stored(1, sum[1], 64);
+  _tile_stored(2, sum[2], 64);
+  _tile_stored(3, sum[3], 64);
+  constexpr int32_t kOffset = BITS == 4 ? 0 : 128;
+  const __m512 left_scale = avx512_vnni::load_scales(w.block_scales(block, a.groups) + g * w.scale_step);
+  const __m512 right_scale =
+      avx512_vnni::load_scales(w.block_scales(block + 1, a.groups) + g * w.scale_step);
+  add_tile(sum[0], a, row, g, kOffset, left_scale, left_y);
+  add_tile(sum[1], a, row, g, kOffset, right_scale, right_y);
+  add_tile(sum[2], a, row + kTile, g, kOffset, left_scale, left_y + kTile * kBlock);
+  add_tile(sum[3], a, row + kTile, g, kOffset, right_scale, right_y + kTile * kBlock);
 }
 
-// All rows of activations by two blocks of weights; `panel` has room for 2 * 16 * columns bytes.
+// All rows of activations by `count` blocks of weights, an even number; out is [count, rows, 16]. The
+// columns are taken in parts, so that a part's unpacked weights stay in the second-level cache while
+// all rows pass by; `panel` has room for kMostBlocks * 16 * kPart bytes.
 template <int BITS>
-void two_blocks(const Activations& a, const Weights& w, int64_t block, int8_t* panel, float* const* out) {
-  const int64_t size = kBlock * a.columns;
-  const int8_t* tiles[2];
-  for (int j = 0; j < 2; ++j) {
-    const uint8_t* codes = w.block_codes(block + j, a.groups);
-    tiles[j] = BITS == 4 ? panel + j * size : reinterpret_cast<const int8_t*>(codes);
-    if (BITS == 4) unpack(codes, a.columns / 8, panel + j * size);
-  }
+void blocks(const Activations& a, const Weights& w, int64_t block, int count, int8_t* panel, float* out) {
+  const int64_t part = kPart / w.group, bytes = kBlock * w.group * BITS / 8;
   // Static: GCC's intrinsic says that it reads 8 bytes, so stores to the rest of a local may vanish.
   static constexpr TileConfig config;
   _tile_loadconfig(&config);
-  int64_t row = 0;
-  for (; row + 2 * kTile <= a.rows; row += 2 * kTile) square<BITS>(a, row, w, block, tiles, out);
+  for (int64_t first = 0; first < a.groups; first += part) {
+    const int64_t last = first + part < a.groups ? first + part : a.groups;
+    const int8_t* codes[kMostBlocks];
+    for (int j = 0; j < count; ++j) {
+      const uint8_t* packed = w.block_codes(block + j, a.groups) + first * bytes;
+      int8_t* room = panel + j * kBlock * kPart;
+      codes[j] = BITS == 4 ? room : reinterpret_cast<const int8_t*>(packed);
+      if (BITS == 4) unpack(packed, (last - first) * w.group / 8, room);
+    }
+    for (int64_t row = 0; row < a.tiled; row += 2 * kTile)
+      for (int64_t g = first; g < last; ++g)
+        for (int j = 0; j < count; j += 2) {
+          const int64_t skip = (g - first) * w.group * kTile;
+          float* y = out + (j * a.rows + row) * kBlock;
+          square<BITS>(a, row, g, w, block + j, codes[j] + skip, codes[j + 1] + skip, y,
+                       y + a.rows * kBlock);
+        }
+  }
   _tile_release();
-  for (int j = 0; j < 2; ++j) avx512_vnni::one_block<BITS>(a, row, w, block + j, out[j]);
+  for (int j = 0; j < count; ++j)
+    avx512_vnni::one_block<BITS>(a, a.tiled, w, block + j, out + j * a.rows * kBlock);
 }
 
 // Ask the system for the tile registers, once per process; false where it has none.
@@ -613,34 +634,41 @@ class Pass {
   Pass(const Linear& call, int64_t first, int64_t rows)
       : call_(call), run_(implementation(call.level)), first_(first) {
     const int64_t groups = (call.columns + call.group - 1) / call.group;
-    a_ = {nullptr, nullptr, nullptr, rows, groups * call.group, groups};
+    a_ = {nullptr, nullptr, nullptr, rows, groups * call.group, groups, nullptr, 0};
+    if (call.level == kAmx && call.group % 64 == 0) a_.tiled = rows / 32 * 32;
     w_ = weights(call.codes, call.scales, call.bits, call.scale_groups);
     up_ = weights(call.up_codes, call.up_scales, call.up_bits, call.up_scale_groups);
   }
 
   void run() {
-    thread_local Scratch<int8_t> codes;
-    thread_local Scratch<float> scales;
+    thread_local Scratch<int8_t> codes, tiles;
+    thread_local Scratch<float> scales, norm;
     thread_local Scratch<int32_t> sums;
-    thread_local Scratch<float> norm;
     if (call_.norm) {
       float* wide = norm.get(call_.columns);
       run_.widen(call_.norm, call_.norm_dtype, call_.columns, wide);
       norm_ = wide;
     }
     int8_t* code = codes.get(a_.rows * a_.columns);
+    int8_t* tile = tiles.get(a_.tiled * a_.columns);
     float* scale = scales.get(a_.rows * a_.groups);
     int32_t* sum = sums.get(a_.rows * a_.groups);
     a_.codes = code;
+    a_.tiles = tile;
     a_.scales = scale;
     a_.sums = sum;
-    const int64_t units = (call_.outputs + 2 * kBlock - 1) / (2 * kBlock);
+    const int64_t blocks = (call_.outputs + kBlock - 1) / kBlock;
+    const int64_t unit = a_.tiled ? kMostBlocks : 2;
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
-      for (int64_t m = 0; m < a_.rows; ++m) round(m, code, scale, sum);
+      for (int64_t m = 0; m < a_.rows; ++m) {
+        round(m, code + m * a_.columns, scale + m * a_.groups, sum + m * a_.groups);
+        if (m < a_.tiled) spread(m, code + m * a_.columns, tile);
+      }
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t u = 0; u < units; ++u) unit(u);
+      for (int64_t b = 0; b < blocks; b += unit)
+        multiply(b, static_cast<int>(blocks - b < unit ? blocks - b : unit));
     }
   }
 
@@ -656,47 +684,47 @@ class Pass {
     run_.widen(static_cast<const char*>(call_.x) + (first_ + m) * call_.columns * size, call_.dtype,
                call_.columns, row);
     if (norm_) run_.normalize(row, norm_, call_.columns, call_.eps);
-    run_.round_row(row, call_.columns, call_.group, a_.groups, codes + m * a_.columns,
-                   scales + m * a_.groups, sums + m * a_.groups);
+    run_.round_row(row, call_.columns, call_.group, a_.groups, codes, scales, sums);
   }
 
-  // Two blocks of outputs for all rows.
-  void unit(int64_t u) const {
+  // Copy a row's codes to its place in the tiles.
+  void spread(int64_t m, const int8_t* codes, int8_t* tiles) const {
+    int8_t* to = tiles + m / 16 * 16 * a_.columns + m % 16 * 64;
+    for (int64_t k = 0; k < a_.columns; k += 64) std::memcpy(to + k * 16, codes + k, 64);
+  }
+
+  // `count` blocks of outputs for all rows.
+  void multiply(int64_t block, int count) const {
     thread_local Scratch<float> tiles;
     const int64_t size = a_.rows * kBlock;
-    float* tile = tiles.get(4 * size);
-    multiply(w_, u, tile);
+    float* y = tiles.get(2 * kMostBlocks * size);
+    products(w_, block, count, y);
     if (up_.codes) {
-      multiply(up_, u, tile + 2 * size);
-      run_.gate_up(tile, tile + 2 * size, 2 * size);
+      products(up_, block, count, y + count * size);
+      run_.gate_up(y, y + count * size, count * size);
     }
-    for (int64_t j = 0; j < 2; ++j) {
-      const int64_t begin = (2 * u + j) * kBlock;
-      const int64_t count = call_.outputs - begin < kBlock ? call_.outputs - begin : kBlock;
-      for (int64_t m = 0; m < a_.rows && count > 0; ++m) {
-        const int64_t at = (first_ + m) * call_.outputs + begin;
-        float* row = tile + j * size + m * kBlock;
-        if (call_.residual) add_row(call_.residual, call_.dtype, at, row, count);
-        store_row(call_.y, call_.dtype, at, row, count);
+    // Row by row, so that what lies together in memory is written together.
+    for (int64_t m = 0; m < a_.rows; ++m)
+      for (int j = 0; j < count; ++j) {
+        const int64_t begin = (block + j) * kBlock, at = (first_ + m) * call_.outputs + begin;
+        const int64_t width = call_.outputs - begin < kBlock ? call_.outputs - begin : kBlock;
+        float* row = y + j * size + m * kBlock;
+        if (call_.residual) add_row(call_.residual, call_.dtype, at, row, width);
+        store_row(call_.y, call_.dtype, at, row, width);
       }
-    }
   }
 
-  void multiply(const Weights& w, int64_t u, float* tile) const {
-    float* out[2] = {tile, tile + a_.rows * kBlock};
-    const bool two = (2 * u + 1) * kBlock < call_.outputs;
+  void products(const Weights& w, int64_t block, int count, float* y) const {
+    int done = 0;
 #if defined(__x86_64__)
-    if (call_.level == kAmx && two && a_.rows >= 2 * amx::kTile && w.group % amx::kTileColumns == 0) {
+    if (a_.tiled) {
       thread_local Scratch<int8_t> panel;
-      int8_t* room = panel.get(2 * kBlock * a_.columns);
-      if (w.bits == 4)
-        amx::two_blocks<4>(a_, w, 2 * u, room, out);
-      else
-        amx::two_blocks<8>(a_, w, 2 * u, room, out);
-      return;
+      int8_t* room = panel.get(kMostBlocks * kBlock * amx::kPart);
+      done = count / 2 * 2;
+      (w.bits == 4 ? amx::blocks<4> : amx::blocks<8>)(a_, w, block, done, room, y);
     }
 #endif
-    for (int j = 0; j < 1 + two; ++j) run_.block(a_, w, 2 * u + j, out[j]);
+    for (int j = done; j < count; ++j) run_.block(a_, w, block + j, y + j * a_.rows * kBlock);
   }
 
   const Linear& call_;

@@ -66,7 +66,7 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         if kwargs.get("quantization_config") is not None:
             refuse_quantized(config, directory)
         weights = WeightFiles(directory, kwargs.get("use_safetensors"))
-        if scale_names(weights.shapes):
+        if getattr(config, "quantization_config", None) is None and scale_names(weights.shapes):
             return cls._from_published_int8(weights, **{**kwargs, "config": config})
         cls._check_files(config, weights)
         with_info = kwargs.pop("output_loading_info", False)
