@@ -45,7 +45,7 @@ namespace {
 constexpr int kBlock = 16;   // rows of a block
 constexpr int kMostBlocks = 8;  // of weights, that share a pass over many rows of activations
 constexpr int kChunk = 64;   // bytes of a chunk: 4 columns of int8, 8 of int4
-constexpr int kAhead = 2048;  // bytes by which weights are fetched in advance
+constexpr int kAhead = 6144;  // bytes by which weights are fetched in advance, into the second-level cache
 // A group of activations without a magnitude in this range has no codes: scale 0 below, NaN above.
 constexpr float kLeast = 1e-30f, kMost = std::numeric_limits<float>::max();
 
@@ -152,29 +152,11 @@ ALWAYS float largest(const float* x, int64_t count) {
   return value;
 }
 
-// Dot products in 16 partial sums, so that every instruction set adds in the same order.
-ALWAYS float sum16(const float* part) {
-  float total = 0.0f;
-  for (int j = 0; j < 16; ++j) total += part[j];
-  return total;
-}
-
-ALWAYS float dot_floats(const float* a, const float* b, int64_t count) {
-  float part[16] = {};
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16)
-    for (int j = 0; j < 16; ++j) part[j] += a[i + j] * b[i + j];
-  for (; i < count; ++i) part[i % 16] += a[i] * b[i];
-  return sum16(part);
-}
-
-ALWAYS float dot_halves(const float* a, const uint16_t* b, int64_t count) {
-  float part[16] = {};
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16)
-    for (int j = 0; j < 16; ++j) part[j] += a[i + j] * from_bf16(b[i + j]);
-  for (; i < count; ++i) part[i % 16] += a[i] * from_bf16(b[i]);
-  return sum16(part);
+// Sum of 16 numbers, always in the same order.
+ALWAYS float sum16(float* part) {
+  for (int half = 8; half; half /= 2)
+    for (int j = 0; j < half; ++j) part[j] += part[j + half];
+  return part[0];
 }
 
 // ---- Plain C++, for any processor -------------------------------------------------------------------
@@ -216,7 +198,7 @@ inline Ints dot4(Ints sum, Bytes w, const int8_t* a) {
   return sum;
 }
 inline Ints dot8(Ints sum, Bytes w, const int8_t* a) { return dot4(sum, w, a); }
-inline Floats load_scales(const uint16_t* p) {
+inline Floats load_halves(const uint16_t* p) {
   Floats out;
   for (int i = 0; i < LANES; ++i) out.v[i] = from_bf16(p[i]);
   return out;
@@ -227,6 +209,20 @@ inline Floats scaled_sum(Ints sum, Floats weight_scale, float scale, Floats y) {
   return y;
 }
 inline void store_floats(float* p, Floats y) { std::memcpy(p, y.v, sizeof y.v); }
+inline Floats load_floats(const float* p) {
+  Floats out;
+  std::memcpy(out.v, p, sizeof out.v);
+  return out;
+}
+inline Floats set_floats(float x) {
+  Floats out;
+  for (int i = 0; i < LANES; ++i) out.v[i] = x;
+  return out;
+}
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+  for (int i = 0; i < LANES; ++i) c.v[i] = std::fma(a.v[i], b.v[i], c.v[i]);
+  return c;
+}
 #include "loops.inc"
 #undef LANES
 #undef MOST_ROWS
@@ -254,14 +250,17 @@ inline void store_floats(float* p, Floats y) { std::memcpy(p, y.v, sizeof y.v); 
     std::memcpy(&bytes, a, 4);                                                                         \
     return _mm256_set1_epi32(bytes);                                                                   \
   }                                                                                                    \
-  inline Floats load_scales(const uint16_t* p) {                                                       \
+  inline Floats load_halves(const uint16_t* p) {                                                       \
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));                         \
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));                    \
   }                                                                                                    \
   inline Floats scaled_sum(Ints sum, Floats weight_scale, float scale, Floats y) {                     \
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(weight_scale, _mm256_set1_ps(scale)), y); \
   }                                                                                                    \
-  inline void store_floats(float* p, Floats y) { _mm256_storeu_ps(p, y); }
+  inline void store_floats(float* p, Floats y) { _mm256_storeu_ps(p, y); }                             \
+  inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }                             \
+  inline Floats set_floats(float x) { return _mm256_set1_ps(x); }                                      \
+  inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 
 #define LANES 8
 #define MOST_ROWS 4
@@ -324,14 +323,17 @@ END_TARGET
     return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(bytes));                                      \
   }                                                                                                    \
   inline Ints dot8(Ints sum, Bytes w, const int8_t* a) { return dot4(sum, w, a); }                     \
-  inline Floats load_scales(const uint16_t* p) {                                                       \
+  inline Floats load_halves(const uint16_t* p) {                                                       \
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));                      \
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));                    \
   }                                                                                                    \
   inline Floats scaled_sum(Ints sum, Floats weight_scale, float scale, Floats y) {                     \
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale)), y); \
   }                                                                                                    \
-  inline void store_floats(float* p, Floats y) { _mm512_storeu_ps(p, y); }
+  inline void store_floats(float* p, Floats y) { _mm512_storeu_ps(p, y); }                             \
+  inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }                             \
+  inline Floats set_floats(float x) { return _mm512_set1_ps(x); }                                      \
+  inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 
 #define LANES 16
 #define MOST_ROWS 12
@@ -421,9 +423,9 @@ inline void square(const Activations& a, int64_t row, int64_t g, const Weights& 
   _tile_stored(2, sum[2], 64);
   _tile_stored(3, sum[3], 64);
   constexpr int32_t kOffset = BITS == 4 ? 0 : 128;
-  const __m512 left_scale = avx512_vnni::load_scales(w.block_scales(block, a.groups) + g * w.scale_step);
+  const __m512 left_scale = avx512_vnni::load_halves(w.block_scales(block, a.groups) + g * w.scale_step);
   const __m512 right_scale =
-      avx512_vnni::load_scales(w.block_scales(block + 1, a.groups) + g * w.scale_step);
+      avx512_vnni::load_halves(w.block_scales(block + 1, a.groups) + g * w.scale_step);
   add_tile(sum[0], a, row, g, kOffset, left_scale, left_y);
   add_tile(sum[1], a, row, g, kOffset, right_scale, right_y);
   add_tile(sum[2], a, row + kTile, g, kOffset, left_scale, left_y + kTile * kBlock);
@@ -504,13 +506,16 @@ inline Ints dot4(Ints sum, Bytes w, const int8_t* a) {
   return vdotq_s32(sum, vreinterpretq_s8_u8(w), vreinterpretq_s8_s32(vdupq_n_s32(bytes)));
 }
 inline Ints dot8(Ints sum, Bytes w, const int8_t* a) { return dot4(sum, w, a); }
-inline Floats load_scales(const uint16_t* p) {
+inline Floats load_halves(const uint16_t* p) {
   return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
 }
 inline Floats scaled_sum(Ints sum, Floats weight_scale, float scale, Floats y) {
   return vfmaq_f32(y, vcvtq_f32_s32(sum), vmulq_n_f32(weight_scale, scale));
 }
 inline void store_floats(float* p, Floats y) { vst1q_f32(p, y); }
+inline Floats load_floats(const float* p) { return vld1q_f32(p); }
+inline Floats set_floats(float x) { return vdupq_n_f32(x); }
+inline Floats multiply_add(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
 #include "loops.inc"
 #undef LANES
 #undef MOST_ROWS
