@@ -17,9 +17,12 @@ from rich.text import Text
 
 from baichuan.checkpoint.load import DEMO
 from baichuan.hub import local_directory
+from baichuan.kernels import native
 from baichuan.language import translate
 from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.network import BaichuanForCausalLM
 from baichuan.model.pretrained import read_config
+from baichuan.model.quantization import METHOD, BaichuanQuantizationConfig, describe
 from baichuan.version import __version__
 from baichuan.weights import WeightFiles
 
@@ -69,6 +72,11 @@ def _installation() -> dict[str, str]:
             threads=torch.get_num_threads(),
             processors=os.cpu_count(),
         ),
+        translate("kernels"): translate(
+            "{chosen} (this machine runs {available})",
+            chosen=native.chosen(),
+            available=", ".join(native.available()),
+        ),
         "cpu": f"{torch.backends.cpu.get_cpu_capability()} ({', '.join(instruction_sets())})",
     }
 
@@ -96,12 +104,12 @@ def _model(name: str | None) -> dict[str, str]:
     directory = local_directory(DEMO if name is None else name)
     config = read_config(directory)
     weights = WeightFiles(directory)
-    parameters = sum(torch.Size(shape).numel() for shape in weights.shapes.values())
     demo = translate("demo (small; comes with the package)")
     return {
         translate("name"): demo if name is None else name,
-        translate("parameters"): f"{parameters:,}",
+        translate("parameters"): f"{_parameters(config):,}",
         "dtype": _dtype(config, weights),
+        translate("quantized"): _quantization(config),
         translate("weight files"): f"{len(weights.files)}, {_size(_bytes(weights))}",
         translate("context"): translate("{length:,} tokens", length=config.context_length),
         translate("layers"): str(config.num_hidden_layers),
@@ -110,6 +118,20 @@ def _model(name: str | None) -> dict[str, str]:
         translate("positions"): str(config.position_embedding),
         translate("vocabulary"): f"{config.vocab_size:,}",
     }
+
+
+def _parameters(config: BaichuanConfig) -> int:
+    """Count the network's parameters, whatever the files hold of them in how many bits."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in BaichuanForCausalLM(config).parameters())
+
+
+def _quantization(config: BaichuanConfig) -> str:
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return translate("no")
+    ours = settings.get("quant_method") == METHOD
+    return describe(BaichuanQuantizationConfig(**settings) if ours else settings)
 
 
 def _dtype(config: BaichuanConfig, weights: WeightFiles) -> str:

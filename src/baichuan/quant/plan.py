@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from baichuan.errors import UsageError
+from baichuan.kernels.memory import moved_to_huge_pages
 from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.original import OriginalLinear
 from baichuan.quant.scheme import Scheme
@@ -172,6 +173,13 @@ def quantize_modules(
 def quantized(weight: Tensor, scheme: Scheme) -> QuantizedLinear | OriginalLinear:
     """Quantize one weight [out_features, in_features]."""
     return _LAYERS[scheme.layout].from_weight(weight, scheme)
+
+
+def use_huge_pages(model: nn.Module) -> None:
+    """Move the codes of all quantized layers on a CPU into large pages (kernels/memory.py)."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear) and module.codes.device.type == "cpu":
+            module.codes = moved_to_huge_pages(module.codes)
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
