@@ -44,13 +44,14 @@ _WEIGHTS = "model.safetensors"
 _ROW = Scheme(8, None)
 _ON_GRID = ("int8", "int4, groups of 128", "int4, groups of 64", "int4, groups of 32")
 _DRAWN = ("SmolLM2-135M", "demo model, held-out questions")
+_COLOURS = {"ours": "tab:red", "llama.cpp": "tab:blue"}
 _LABELS = {
     "int8": "int8",
     **{f"int8, groups of {size}": f"int8 g{size}" for size in (128, 64, 32)},
     **{f"int4, groups of {size}": f"int4 g{size}" for size in (128, 64, 32)},
     "Q8_0": "Q8_0",
     "Q4_0": "Q4_0",
-    "Q4_K_M": "Q4_K_M (rows too short for K)",
+    "Q4_K_M": "Q4_K_M, short rows",
     "Q4_K_M, as for wide rows": "Q4_K_M",
 }
 
@@ -294,37 +295,44 @@ def cases(path: Path, work: Path, texts: Sequence[Path], count: int) -> Iterator
 
 
 def draw(figures: dict[str, Any]) -> None:
-    """Draw mean KL over stored bits: weights alone filled, as run hollow."""
+    """Draw mean KL over stored bits, 4 and 8 bits apart: weights alone filled, as run hollow."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [case for case in figures["cases"] if case["case"] in _DRAWN]
-    chart, panels = pyplot.subplots(1, len(shown), figsize=(11, 5), layout="constrained")
-    for panel, case in zip(panels, shown, strict=True):
-        for by, colour in (("ours", "tab:red"), ("llama.cpp", "tab:blue")):
-            points = [f for f in case["formats"] if f["by"] == by and f["format"] in _LABELS]
-            for point in points:
-                bits, kl = point["stored_bits"], point["weights"]["kl"]
-                panel.plot(bits, kl, "o", color=colour)
-                panel.annotate(
-                    _LABELS[point["format"]],
-                    (bits, kl),
-                    (6, 3),
-                    textcoords="offset points",
-                    color=colour,
-                )
-                if point["as_run"]:
-                    panel.plot(bits, point["as_run"]["kl"], "o", color=colour, mfc="none")
-            panel.plot([], [], "o", color=colour, label=f"{by}, rounded weights alone")
-            if any(point["as_run"] for point in points):
-                panel.plot([], [], "o", color=colour, mfc="none", label=f"{by}, as run")
-        panel.set(yscale="log", title=case["case"], xlabel="stored bits per weight", xlim=(4, 9.6))
-        panel.grid(alpha=0.3)
-        panel.legend()
-    panels[0].set_ylabel("mean KL divergence from float32, nats per token")
-    chart.savefig(PICTURE, dpi=110)
+    cases = [case for case in figures["cases"] if case["case"] in _DRAWN]
+    chart, grid = pyplot.subplots(len(cases), 2, figsize=(11, 9), layout="constrained")
+    for panels, case in zip(grid, cases, strict=True):
+        for panel, (low, high) in zip(panels, ((4, 7), (7, 10)), strict=True):
+            shown = [f for f in case["formats"] if f["format"] in _LABELS]
+            for point in (f for f in shown if low < f["stored_bits"] < high):
+                _draw_point(panel, point)
+            panel.set(yscale="log", title=case["case"], xlabel="stored bits per weight")
+            panel.margins(0.25, 0.2)
+            panel.grid(alpha=0.3, which="both")
+            panel.set_ylabel("mean KL from float32, nats per token")
+    for by, colour in _COLOURS.items():
+        for fill, words in ((colour, "rounded weights alone"), ("none", "as run")):
+            grid[0][1].plot([], [], "o", color=colour, mfc=fill, label=f"{by}, {words}")
+    grid[0][1].legend()
+    chart.savefig(PICTURE, dpi=100)
+
+
+def _draw_point(panel: Any, point: dict[str, Any]) -> None:
+    bits, colour = point["stored_bits"], _COLOURS[point["by"]]
+    panel.plot(bits, point["weights"]["kl"], "o", color=colour)
+    if point["as_run"]:
+        panel.plot(bits, point["as_run"]["kl"], "o", color=colour, mfc="none")
+    ours = point["by"] == "ours"
+    panel.annotate(
+        _LABELS[point["format"]],
+        (bits, point["weights"]["kl"]),
+        (0, 10) if ours else (0, -18),
+        textcoords="offset points",
+        color=colour,
+        ha="center",
+    )
 
 
 def main() -> None:
