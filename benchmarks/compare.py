@@ -74,6 +74,7 @@ class Comparison:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.bits, self.threads = arguments.bits, arguments.threads
+        self.huge_pages = arguments.huge_pages
         self.pairs = 2 if arguments.smoke else arguments.pairs
         self.sizes = _SMOKE if arguments.smoke else Sizes()
         self.peers: Path = arguments.peers
@@ -90,6 +91,7 @@ class Comparison:
         """Start an engine; `positions` is the room that llama.cpp makes in its cache."""
         if engine == "baichuan":
             python, settings = Path(sys.executable), ["--model", self.models.quantized(self.bits)]
+            settings += ["--huge-pages"] if self.huge_pages else []
         elif engine == "llama":
             positions = positions or max(self.sizes.context, self.sizes.prompt) + 128
             file = self.models.gguf(_GGUF[self.bits])
@@ -366,6 +368,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--figures", nargs="+", choices=_FIGURES, help="only these")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--huge-pages", action="store_true", help="our option of that name")
     parser.add_argument("--apart", action="store_true", help="one engine in memory at a time")
     parser.add_argument("--smoke", action="store_true", help="a tiny model; writes no results")
     arguments = parser.parse_args()

@@ -25,6 +25,9 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of its own headers
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
@@ -45,7 +48,7 @@ namespace {
 constexpr int kBlock = 16;   // rows of a block
 constexpr int kMostBlocks = 8;  // of weights, that share a pass over many rows of activations
 constexpr int kChunk = 64;   // bytes of a chunk: 4 columns of int8, 8 of int4
-constexpr int kAhead = 6144;  // bytes by which weights are fetched in advance, into the second-level cache
+constexpr int kAhead = 4096;  // bytes by which weights are fetched in advance, into the second-level cache
 // A group of activations without a magnitude in this range has no codes: scale 0 below, NaN above.
 constexpr float kLeast = 1e-30f, kMost = std::numeric_limits<float>::max();
 
@@ -152,7 +155,7 @@ ALWAYS float largest(const float* x, int64_t count) {
   return value;
 }
 
-// Sum of 16 numbers, always in the same order.
+// Sum of 16 numbers, always in the same order: halves onto each other. Each region has it for vectors.
 ALWAYS float sum16(float* part) {
   for (int half = 8; half; half /= 2)
     for (int j = 0; j < half; ++j) part[j] += part[j + half];
@@ -223,6 +226,11 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) {
   for (int i = 0; i < LANES; ++i) c.v[i] = std::fma(a.v[i], b.v[i], c.v[i]);
   return c;
 }
+inline float total_of(const Floats* s) {
+  float part[16];
+  std::memcpy(part, s, sizeof part);
+  return sum16(part);
+}
 #include "loops.inc"
 #undef LANES
 #undef MOST_ROWS
@@ -260,7 +268,13 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) {
   inline void store_floats(float* p, Floats y) { _mm256_storeu_ps(p, y); }                             \
   inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }                             \
   inline Floats set_floats(float x) { return _mm256_set1_ps(x); }                                      \
-  inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }        \
+  inline float total_of(const Floats* s) {                                                              \
+    const __m256 eight = _mm256_add_ps(s[0], s[1]);                                                     \
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));     \
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));                                     \
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));                                        \
+  }
 
 #define LANES 8
 #define MOST_ROWS 4
@@ -333,7 +347,15 @@ END_TARGET
   inline void store_floats(float* p, Floats y) { _mm512_storeu_ps(p, y); }                             \
   inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }                             \
   inline Floats set_floats(float x) { return _mm512_set1_ps(x); }                                      \
-  inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }        \
+  inline float total_of(const Floats* s) {                                                              \
+    const __m256 low = _mm512_castps512_ps256(s[0]);                                                    \
+    const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(s[0]), 1));            \
+    const __m256 eight = _mm256_add_ps(low, high);                                                      \
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));     \
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));                                     \
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));                                        \
+  }
 
 #define LANES 16
 #define MOST_ROWS 12
@@ -516,6 +538,11 @@ inline void store_floats(float* p, Floats y) { vst1q_f32(p, y); }
 inline Floats load_floats(const float* p) { return vld1q_f32(p); }
 inline Floats set_floats(float x) { return vdupq_n_f32(x); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
+inline float total_of(const Floats* s) {
+  const float32x4_t four = vaddq_f32(vaddq_f32(s[0], s[2]), vaddq_f32(s[1], s[3]));
+  const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+  return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
 #include "loops.inc"
 #undef LANES
 #undef MOST_ROWS
@@ -584,6 +611,16 @@ const Implementation& implementation(int32_t level) {
 }
 
 // ---- Work of one call -------------------------------------------------------------------------------
+
+constexpr int64_t kRuns = 4;  // of each thread through one matrix
+
+inline int64_t threads() {
+#if defined(_OPENMP)
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
 
 constexpr int64_t kMostRows = 512;  // activation rows of one pass; bounds the scratch memory
 
@@ -664,6 +701,8 @@ class Pass {
     a_.sums = sum;
     const int64_t blocks = (call_.outputs + kBlock - 1) / kBlock;
     const int64_t unit = a_.tiled ? kMostBlocks : 2;
+    // Long runs through the weights, for the memory's sake, yet some to share out when a thread is held up.
+    const int64_t chunk = a_.tiled ? 1 : 1 + blocks / (unit * kRuns * threads());
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
@@ -671,7 +710,7 @@ class Pass {
         round(m, code + m * a_.columns, scale + m * a_.groups, sum + m * a_.groups);
         if (m < a_.tiled) spread(m, code + m * a_.columns, tile);
       }
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, chunk)
       for (int64_t b = 0; b < blocks; b += unit)
         multiply(b, static_cast<int>(blocks - b < unit ? blocks - b : unit));
     }

@@ -16,15 +16,19 @@ from baichuan.engine.loop import Engine
 from baichuan.engine.sampling import SamplingParams
 from baichuan.kernels import native
 from baichuan.model.network import BaichuanForCausalLM
+from baichuan.quant.plan import use_huge_pages
 from baichuan.version import __version__
 
 
 class Worker:
     """A loaded checkpoint and the caches of the sequences that it decodes."""
 
-    def __init__(self, checkpoint: Path, dtype: str) -> None:
+    def __init__(self, checkpoint: Path, dtype: str, huge_pages: bool) -> None:
         begin = time.perf_counter()
         self.model = BaichuanForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
+        if huge_pages:
+            use_huge_pages(self.model)
+        self.huge_pages = huge_pages
         self.load_seconds = time.perf_counter() - begin
         self.vocabulary = self.model.config.vocab_size
         self.engine = Engine(self.model, str)
@@ -37,6 +41,7 @@ class Worker:
             "kernels": native.chosen(),
             "threads": torch.get_num_threads(),
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "huge_pages": self.huge_pages,
             "load_seconds": self.load_seconds,
             "weight_bytes": self._weight_bytes(),
         }
@@ -88,9 +93,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="checkpoint's directory")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", default="bfloat16", help="of activations and cache")
+    parser.add_argument("--huge-pages", action="store_true", help="as `baichuan chat` has it")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    worker = Worker(arguments.model, arguments.dtype)
+    worker = Worker(arguments.model, arguments.dtype, arguments.huge_pages)
     serving.serve(
         {
             "info": worker.info,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -186,8 +187,15 @@ def info(model: Model = None) -> None:
     run_info(model)
 
 
+#: GNU OpenMP's threads wait for each other in a loop of 300,000 rounds, some 13 ms: beside another
+#: busy process that costs more than the work. 10,000 rounds cover the pauses between kernels.
+_ROUNDS_OF_WAITING = "10000"
+
+
 def main() -> None:
     """Run the command line; an error that a user can mend is a sentence and exit code 2."""
+    # Read when torch loads its OpenMP, which is later.
+    os.environ.setdefault("GOMP_SPINCOUNT", _ROUNDS_OF_WAITING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # An answer may hold characters that a legacy encoding lacks; that must not end it.

@@ -105,15 +105,18 @@ class BaichuanAttention(nn.Module):
         return attend(query, key, value, alibi=self.alibi, mask=mask)
 
     def _attend_chunks(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-        out = torch.empty_like(query)
         newest: dict[int, tuple[Tensor, Tensor]] = {}
+        out = query  # until a chunk of several tokens needs a tensor of its own
         for chunk, (first, last) in zip(batch.chunks, batch.spans, strict=True):
             new = slice(first, last)
             keys, values = chunk.cache.append(self.layer, key[:, :, new], value[:, :, new])
             if last - first == 1:
                 newest[first] = keys, values
             else:
+                out = torch.empty_like(query) if out is query else out
                 out[:, :, new] = attend(query[:, :, new], keys, values, alibi=self.alibi)
+        if len(newest) == query.shape[2]:
+            return attend_newest(query, newest.values(), alibi=self.alibi)
         if newest:
             rows = list(newest)
             out[:, :, rows] = attend_newest(query[:, :, rows], newest.values(), alibi=self.alibi)
