@@ -36,7 +36,9 @@ def main() -> None:
     config = BaichuanConfig.preset("13b", num_hidden_layers=arguments.layers)
     write_random_checkpoint(arguments.directory, config)
     model = BaichuanForCausalLM.from_pretrained(arguments.directory, dtype="auto")
-    rows = _talk(Engine(model, str), model.new_cache())
+    engine = Engine(model, str)
+    list(engine.generate([1] * 16, SamplingParams(max_tokens=2)))  # the weights' first read
+    rows = _talk(engine, model.new_cache())
     shape = f"Baichuan-13B geometry, {arguments.layers} of 40 layers, random, bfloat16"
     turns = f"{_ASKED} tokens asked and {_ANSWERED} answered per turn"
     machine.save("conversation", {"model": shape, "turns": turns, "rows": rows})

@@ -160,7 +160,30 @@ def quality(chinese: bool, case_name: str) -> str:
     return _rows(head, *body) + _hardware(figures, chinese)
 
 
+def compare(chinese: bool) -> str:
+    """Speed of int4 at 13B's geometry beside llama.cpp and OpenVINO, measured in turns."""
+    prefill, decode = _read("compare_int4_prefill"), _read("compare_int4_decode")
+    head = ("13B, int4", "baichuan", "llama.cpp Q4_0", "", "OpenVINO i4")
+    words = (
+        ("512 个 token 的 prefill", "decode，512 之后", "仅线性层")
+        if chinese
+        else ("prefill of 512", "decode after 512", "linears alone")
+    )
+    openvino = f"{prefill['tokens_per_second']['openvino']['median']:.0f} ({words[2]})"
+    body = []
+    for name, figures, peer in ((words[0], prefill, openvino), (words[1], decode, "—")):
+        speeds = {n: s["median"] for n, s in figures["tokens_per_second"].items()}
+        llama = max(speed for n, speed in speeds.items() if n.startswith("llama"))
+        ratio = figures["ratio_to_llama"]
+        spread = f"{ratio['lower_quartile']:.2f}–{ratio['upper_quartile']:.2f}"
+        ours = f"{speeds['baichuan']:.3g} tokens/s"
+        times = f"{ratio['median']:.2f}x ({spread})"
+        body.append((name, ours, f"{llama:.3g} tokens/s", times, peer))
+    return _rows(head, *body) + _hardware(prefill, chinese)
+
+
 _TABLES: dict[str, Callable[[bool], str]] = {
+    "compare": compare,
     "full_size": full_size,
     "attention": attention,
     "conversation": conversation,

@@ -702,7 +702,7 @@ class Pass {
     const int64_t blocks = (call_.outputs + kBlock - 1) / kBlock;
     const int64_t unit = a_.tiled ? kMostBlocks : 2;
     // Long runs through the weights, for the memory's sake, yet some to share out when a thread is held up.
-    const int64_t chunk = a_.tiled ? 1 : 1 + blocks / (unit * kRuns * threads());
+    [[maybe_unused]] const int64_t chunk = a_.tiled ? 1 : 1 + blocks / (unit * kRuns * threads());
 #pragma omp parallel
     {
 #pragma omp for schedule(static)

@@ -20,8 +20,10 @@ def blocks(readme: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def run(command: list[str], given: str = "") -> str:
-    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=120)
+def run(command: list[str], given: str = "", where: Path = ROOT) -> str:
+    done = subprocess.run(
+        command, input=given, capture_output=True, text=True, timeout=120, cwd=where
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -35,11 +37,15 @@ def test_python(readme):
 
 
 @pytest.mark.parametrize("readme", READMES)
-def test_commands(readme):
+def test_commands(readme, tmp_path):
     lines = [line for block in blocks(readme, "bash") for line in block.splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("baichuan")]
-    assert {words[1] for words in commands} >= {"chat", "generate", "info"}
+    assert {words[1] for words in commands} == {"chat", "generate", "info", "quantize"}
     for words in commands:
         arguments = [str(DEMO) if word == HUB_NAME else word for word in words[1:]]
-        out = run([sys.executable, "-m", "baichuan.cli.main", *arguments], given="你好\n/bye\n")
+        out = run(
+            [sys.executable, "-m", "baichuan.cli.main", *arguments],
+            given="你好\n/bye\n",
+            where=tmp_path,
+        )
         assert out.strip(), words
