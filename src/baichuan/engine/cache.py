@@ -13,7 +13,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-#: Positions by which a full buffer grows at least; beyond that, by half its length.
+#: Positions by which a full buffer grows. Growing by a share of its length instead would hold that
+#: share of memory in vain.
 _GROWTH = 256
 
 
@@ -87,8 +88,7 @@ def _room(buffer: Tensor | None, new: Tensor, start: int, end: int) -> Tensor:
     if buffer is not None and buffer.shape[2] >= end:
         return buffer
     batch, heads, _, width = new.shape
-    capacity = max(end, start + start // 2, _GROWTH)
-    capacity = -(-capacity // _GROWTH) * _GROWTH
+    capacity = -(-end // _GROWTH) * _GROWTH
     grown = new.new_empty((batch, heads, capacity, width))
     if buffer is not None:
         grown[:, :, :start] = buffer[:, :, :start]
