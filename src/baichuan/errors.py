@@ -5,7 +5,9 @@
     ├── CheckpointError         files that are missing, broken, unsafe, or of another model
     ├── TokenizerError          a vocabulary file that cannot serve
     ├── PromptError             messages that make no conversation
-    └── DownloadError           a model that is neither here nor to be had from the hub
+    ├── DownloadError           a model that is neither here nor to be had from the hub
+    ├── QueueFullError          more requests at once than the engine was told to keep waiting
+    └── StoppedError            a request to an engine that was closed
 
 Each message is one sentence or two: what was given, what is allowed, what to do. It is written as
 a template and its facts, `UsageError("bits is {bits}; allowed is 8 or 4.", bits=bits)`, so that the
@@ -46,3 +48,11 @@ class PromptError(BaichuanError, ValueError):
 
 class DownloadError(BaichuanError, OSError):
     """A model is not on this machine and could not be fetched."""
+
+
+class QueueFullError(BaichuanError, RuntimeError):
+    """As many requests wait for the engine as may; nothing is wrong with this one."""
+
+
+class StoppedError(BaichuanError, RuntimeError):
+    """The engine was closed, before the request came or before it was answered."""

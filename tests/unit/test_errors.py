@@ -12,6 +12,8 @@ from baichuan.errors import (
     CheckpointError,
     DownloadError,
     PromptError,
+    QueueFullError,
+    StoppedError,
     TokenizerError,
     UsageError,
 )
@@ -19,6 +21,7 @@ from baichuan.errors import (
 CLASSES = [
     BaichuanError,
     *(UsageError, CheckpointError, TokenizerError, PromptError, DownloadError),
+    *(QueueFullError, StoppedError),
 ]
 TEMPLATE = "{path} holds no table of settings. Fetch the file again."
 ENGLISH = "a{0}.json holds no table of settings. Fetch the file again."
