@@ -67,6 +67,22 @@ class ChatMixin:
         **changes: Any,
     ) -> Iterator[Step]:
         """Give the engine's steps of an answer; `changes` replace single sampling parameters."""
+        prompt, params = self.chat_request(tokenizer, messages, generation_config, **changes)
+        decode = partial(tokenizer.decode, skip_special_tokens=True)
+        engine = Engine(cast(DecoderModel, self), cast(Decode, decode))
+        return engine.generate(prompt, params, cache)
+
+    def chat_request(
+        self,
+        tokenizer: BaichuanTokenizer,
+        messages: Sequence[Message],
+        generation_config: Any = None,
+        **changes: Any,
+    ) -> tuple[list[int], SamplingParams]:
+        """Give what an engine needs to answer: the prompt's ids and the sampling parameters.
+
+        For whoever shares one engine among conversations; the arguments are those of `chat_steps`.
+        """
         settings = _completed(generation_config, self.generation_config, self.config)
         if settings.max_new_tokens is None:  # nobody asked: half the context at most
             changes = {"max_tokens": _default_answer(self.config.context_length), **changes}
@@ -78,9 +94,7 @@ class ChatMixin:
             assistant_token_id=_role(settings, "assistant_token_id", 196),
             max_input=input_room(self.config.context_length, params.max_tokens),
         )
-        decode = partial(tokenizer.decode, skip_special_tokens=True)
-        engine = Engine(cast(DecoderModel, self), cast(Decode, decode))
-        return engine.generate(prompt, params, cache)
+        return prompt, params
 
 
 def _completed(given: Any, own: Any, config: BaichuanConfig) -> Any:

@@ -168,3 +168,11 @@ def test_wrong_messages_are_refused_before_the_first_token(model, tokenizer):
     for stream in (False, True):
         with pytest.raises(PromptError, match="messages is empty"):
             model.chat(tokenizer, [], stream=stream)
+
+
+def test_a_request_is_what_chat_answers(model, tokenizer):
+    prompt, params = model.chat_request(tokenizer, HELLO, max_tokens=5)
+    assert prompt == encode_chat(tokenizer, HELLO)
+    engine = baichuan.Engine(model, tokenizer.decode)
+    by_request = [step.token for step in engine.generate(prompt, params)]
+    assert by_request == tokens(model, tokenizer)[:5]
