@@ -1,15 +1,16 @@
 """From logits to the next token: parameters, and a pure function of them. Knows no model, no text.
 
-The order of the steps is that of transformers' `generate` (repetition penalty, temperature, top-k,
-top-p, min-p), so the same values mean the same distribution here and there.
+The order of the steps is that of transformers' `generate` (penalties, constraint, temperature,
+top-k, top-p, min-p), so the same values mean the same distribution here and there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +20,24 @@ from baichuan.language import phrase, translate
 
 _LEAST_TEMPERATURE = 0.000001
 _SEEDS = 2**63
+#: Largest presence and frequency penalty, as in the API that they come from.
+_MOST_PENALTY = 2.0
+
+
+class Constraint(Protocol):
+    """What one answer may say, token for token: a grammar, for example.
+
+    One object belongs to one sequence. A method that raises ends every request of its pass, so
+    whoever implements it checks the grammar before.
+    """
+
+    def allowed(self) -> Tensor:
+        """Give the tokens that may come next, bool [vocabulary] on the CPU; at least one."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Take note of the token that was chosen among them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,12 +52,15 @@ class SamplingParams:
         min_p: drop tokens below this share of the likeliest one's probability; 0 keeps all.
         repetition_penalty: logits of tokens already in prompt or answer are divided by this if
             positive, multiplied if negative (Keskar et al. 2019, arXiv 1909.05858); 1 is off.
+        presence_penalty: is subtracted from the logits of tokens that the answer has; 0 is off.
+        frequency_penalty: is subtracted from them once for each time; 0 is off.
         seed: makes sampling repeatable; None draws a fresh seed.
         max_tokens: most tokens to generate.
         stop: strings at which the answer ends; they are not part of it.
         eos_token_ids: tokens at which the answer ends.
         logprobs: how many alternatives to report per token beside the chosen one's log-probability;
             None reports nothing.
+        constraint: makes a sequence's constraint; None lets it say anything.
     """
 
     temperature: float = 0.0
@@ -46,11 +68,14 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
     eos_token_ids: tuple[int, ...] = (2,)
     logprobs: int | None = None
+    constraint: Callable[[], Constraint] | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -69,6 +94,9 @@ class SamplingParams:
             self.repetition_penalty,
             phrase("a number above 0"),
         )
+        for name in ("presence_penalty", "frequency_penalty"):
+            penalty = getattr(self, name)
+            _require(abs(penalty) <= _MOST_PENALTY, name, penalty, phrase("from -2 to 2"))
         if self.seed is not None:
             below = phrase("a whole number from 0, below 2^63")
             _require(_whole(self.seed, 0, _SEEDS), "seed", self.seed, below)
@@ -199,6 +227,8 @@ class Sampler:
         self.params = params
         self._seen = dict.fromkeys(prompt)
         self._seen_ids = torch.tensor(list(self._seen), dtype=torch.long)
+        self._said: Counter[int] = Counter()
+        self._constraint = None if params.constraint is None else params.constraint()
         self._random = torch.Generator()
         if params.seed is None:
             self._random.seed()
@@ -207,10 +237,7 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> tuple[int, TokenLogprobs | None]:
         """Choose the next token from logits, float32 [vocabulary]."""
-        penalized = logits
-        if self.params.repetition_penalty != 1.0:
-            self._seen_ids = self._seen_ids.to(logits.device)
-            penalized = penalize(logits, self._seen_ids, self.params.repetition_penalty)
+        penalized = self._constrained(self._penalized(logits))
         if self.params.temperature == 0:
             token = int(penalized.argmax())
         else:
@@ -219,7 +246,27 @@ class Sampler:
         self._remember(token)
         return token, self._logprobs(logits, token)
 
+    def _penalized(self, logits: Tensor) -> Tensor:
+        params = self.params
+        if params.repetition_penalty != 1.0:
+            self._seen_ids = self._seen_ids.to(logits.device)
+            logits = penalize(logits, self._seen_ids, params.repetition_penalty)
+        if self._said and (params.presence_penalty or params.frequency_penalty):
+            ids = torch.tensor(list(self._said), device=logits.device)
+            counts = logits.new_tensor(list(self._said.values()))
+            penalties = params.presence_penalty + params.frequency_penalty * counts
+            logits = logits.index_add(0, ids, -penalties)
+        return logits
+
+    def _constrained(self, logits: Tensor) -> Tensor:
+        if self._constraint is None:
+            return logits
+        return logits.masked_fill(~self._constraint.allowed().to(logits.device), float("-inf"))
+
     def _remember(self, token: int) -> None:
+        self._said[token] += 1
+        if self._constraint is not None:
+            self._constraint.accept(token)
         if token not in self._seen:
             self._seen[token] = None
             self._seen_ids = torch.cat([self._seen_ids, self._seen_ids.new_tensor([token])])

@@ -117,6 +117,58 @@ def test_the_penalty_covers_the_prompt_and_every_chosen_token(prompt, seed):
         seen.append(token)
 
 
+@given(
+    st.lists(st.integers(0, 19), max_size=10),
+    st.integers(0, 2**31),
+    st.floats(-2, 2),
+    st.floats(-2, 2),
+)
+def test_presence_and_frequency_penalties_cover_the_answer_only(prompt, seed, presence, frequency):
+    params = SamplingParams(presence_penalty=presence, frequency_penalty=frequency)
+    sampler, said = Sampler(params, prompt), []
+    for step in range(12):
+        logits = random_logits(seed + step, size=20)
+        expected = [
+            value - presence * (i in said) - frequency * said.count(i)
+            for i, value in enumerate(logits.tolist())
+        ]
+        token, _ = sampler(logits)
+        assert expected[token] == pytest.approx(max(expected), abs=1e-4)
+        said.append(token)
+
+
+class Ascending:
+    """Allows tokens above the one before."""
+
+    def __init__(self):
+        self.accepted = []
+
+    def allowed(self):
+        return torch.arange(97) > (self.accepted or [-1])[-1]
+
+    def accept(self, token):
+        self.accepted.append(token)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_constraint_has_the_last_word(temperature):
+    params = SamplingParams(temperature=temperature, seed=1, top_k=4, constraint=Ascending)
+    samplers = [Sampler(params), Sampler(params)]  # each sequence has a constraint of its own
+    chosen = []
+    for sampler in samplers:
+        tokens = [-1]
+        while tokens[-1] < 96:
+            logits = random_logits(len(tokens))
+            token, _ = sampler(logits)
+            assert token > tokens[-1]
+            if temperature == 0:
+                first = tokens[-1] + 1
+                assert logits[token] == logits[first:].max()
+            tokens.append(token)
+        chosen.append(tokens)
+    assert chosen[0] == chosen[1]
+
+
 def test_logprobs_are_those_of_the_plain_logits():
     logits = random_logits(6)
     scores = logits.double().log_softmax(0)
@@ -138,6 +190,8 @@ def test_logprobs_are_those_of_the_plain_logits():
         *(("top_p", v) for v in (0, -0.5, 1.01, math.nan)),
         *(("min_p", v) for v in (-0.1, 1.5, math.nan)),
         *(("repetition_penalty", v) for v in (0, -1.0, math.inf, math.nan)),
+        *(("presence_penalty", v) for v in (-2.1, 3, math.nan)),
+        *(("frequency_penalty", v) for v in (-2.1, math.inf)),
         *(("seed", v) for v in (-1, 2**63, 1.5)),
         *(("max_tokens", v) for v in (0, -5, 1.5)),
         *(("stop", v) for v in (("a", ""), "abc", (5,))),
