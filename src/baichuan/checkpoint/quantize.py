@@ -203,7 +203,7 @@ def _converted(name: str, tensor: Tensor, scheme: Scheme | None) -> dict[str, Te
         layer = quantized(tensor, scheme)
     except UsageError as error:
         raise CheckpointError("{name}: {reason}", name=name, reason=error) from error
-    return {f"{module}.codes": layer.codes, f"{module}.scales": layer.scales}
+    return {f"{module}.{part}": content for part, content in layer.state_dict().items()}
 
 
 def _finish(

@@ -21,12 +21,11 @@ _OFFSETS = {4: 8, 8: 128}
 
 
 @dataclass(frozen=True)
-class PackedMatrix:
-    """A quantized weight [rows, columns], as it is saved and as kernels read it.
+class QuantizedMatrix:
+    """A quantized weight [rows, columns]; a subclass says in which order the tensors lie.
 
     Attributes:
-        codes: uint8 [blocks, chunks, 64].
-        scales: bfloat16 [blocks, groups, 16], or [blocks, 1, 16] where each row has one scale.
+        codes, scales: of one device.
         bits: 4 or 8.
         group_size: columns that share one scale of the activations and, with several scales a row,
             of the weight.
@@ -39,6 +38,21 @@ class PackedMatrix:
     group_size: int
     rows: int
     columns: int
+
+    def matches(self, other: QuantizedMatrix) -> bool:
+        """Say whether another matrix can take the same input to outputs of the same shape."""
+        mine = (self.rows, self.columns, self.group_size, self.codes.device)
+        return mine == (other.rows, other.columns, other.group_size, other.codes.device)
+
+
+@dataclass(frozen=True)
+class PackedMatrix(QuantizedMatrix):
+    """A quantized weight, as it is saved and as the kernels of a CPU read it.
+
+    Attributes:
+        codes: uint8 [blocks, chunks, 64].
+        scales: bfloat16 [blocks, groups, 16], or [blocks, 1, 16] where each row has one scale.
+    """
 
     def __post_init__(self) -> None:
         """Refuse what native code would read past the end of.
@@ -66,11 +80,6 @@ class PackedMatrix:
                     right_shape=list(shape),
                     device=self.codes.device,
                 )
-
-    def matches(self, other: PackedMatrix) -> bool:
-        """Say whether another matrix can take the same input to outputs of the same shape."""
-        mine = (self.rows, self.columns, self.group_size, self.codes.device)
-        return mine == (other.rows, other.columns, other.group_size, other.codes.device)
 
     @property
     def scale_groups(self) -> int:

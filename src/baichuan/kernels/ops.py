@@ -1,7 +1,7 @@
 """The kernels as functions of tensors: check, choose, call. All that the rest of the package sees.
 
 A CPU runs the native code (native.py) or, without it, plain torch (reference.py), to the same spec.
-Other devices multiply by the dequantized weight: not measured on a GPU.
+A GPU runs torch's own kernels (cuda.py), or multiplies by the dequantized weight: not measured.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from baichuan.errors import UsageError
 from baichuan.kernels import native, reference
+from baichuan.kernels.cuda import CudaMatrix
 from baichuan.kernels.layout import PackedMatrix, dequantize
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+Weight = PackedMatrix | CudaMatrix
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Norm:
 
 def linear(
     x: Tensor,
-    weight: PackedMatrix,
+    weight: Weight,
     *,
-    up: PackedMatrix | None = None,
+    up: Weight | None = None,
     norm: Norm | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
@@ -59,7 +61,12 @@ def linear(
     _check(x, weight, up, norm, residual)
     rows = x.reshape(-1, weight.columns)
     flat = None if residual is None else residual.reshape(-1, weight.rows)
-    if x.device.type != "cpu" or _needs_gradients(x, norm, residual):
+    if (
+        isinstance(weight, CudaMatrix)
+        or isinstance(up, CudaMatrix)
+        or x.device.type != "cpu"
+        or _needs_gradients(x, norm, residual)
+    ):
         y = _dequantized(rows, weight, up, norm, flat)
     elif native.chosen() == native.TORCH:
         y = _in_torch(rows, weight, up, norm, flat)
@@ -70,8 +77,8 @@ def linear(
 
 def _check(
     x: Tensor,
-    weight: PackedMatrix,
-    up: PackedMatrix | None,
+    weight: Weight,
+    up: Weight | None,
     norm: Norm | None,
     residual: Tensor | None,
 ) -> None:
@@ -123,8 +130,8 @@ def _needs_gradients(x: Tensor, norm: Norm | None, residual: Tensor | None) -> b
 
 def _dequantized(
     x: Tensor,
-    weight: PackedMatrix,
-    up: PackedMatrix | None,
+    weight: Weight,
+    up: Weight | None,
     norm: Norm | None,
     residual: Tensor | None,
 ) -> Tensor:
@@ -141,16 +148,21 @@ class _Multiply(torch.autograd.Function):
     """x W^T. Saved for the way back, dequantized weights of all layers would fill the memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: PackedMatrix) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Weight) -> Tensor:
         ctx.weight = weight
+        if isinstance(weight, CudaMatrix):
+            return weight.multiply(x)
         return F.linear(x, dequantize(weight, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ dequantize(ctx.weight, gradient.dtype), None
+        weight, dtype = ctx.weight, gradient.dtype
+        repacked = isinstance(weight, CudaMatrix)
+        dense = weight.dequantize(dtype) if repacked else dequantize(weight, dtype)
+        return gradient @ dense, None
 
 
-def _multiply(x: Tensor, weight: PackedMatrix) -> Tensor:
+def _multiply(x: Tensor, weight: Weight) -> Tensor:
     return cast(Tensor, _Multiply.apply(x, weight))  # type: ignore[no-untyped-call]
 
 

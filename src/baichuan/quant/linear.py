@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baichuan.kernels import ops
+from baichuan.kernels import cuda, ops
 from baichuan.kernels.layout import PackedMatrix, dequantize, pack, packed_shapes
 from baichuan.quant.rounding import round_weight
 from baichuan.quant.scheme import Scheme
@@ -16,11 +16,15 @@ from baichuan.quant.scheme import Scheme
 class QuantizedLinear(nn.Module):
     """y = x W^T with W in `scheme`; a place for `nn.Linear` without bias, in inference.
 
+    On a GPU whose kernels want another order, the first product repacks the codes (kernels/cuda.py)
+    and lets the saved order go; a state dict has the saved order all the same, then on the CPU.
+
     Attributes:
-        codes, scales: buffers, laid out as `kernels/layout.py` says; what is saved.
+        codes, scales: buffers, laid out as `kernels/layout.py` says; what is saved. `codes` is None
+            while they are repacked.
     """
 
-    codes: Tensor
+    codes: Tensor | None
     scales: Tensor
 
     def __init__(self, in_features: int, out_features: int, scheme: Scheme) -> None:
@@ -28,6 +32,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
         self._matrix: PackedMatrix | None = None
+        self._repacked: cuda.CudaMatrix | None = None
         codes, scales = packed_shapes(
             out_features, in_features, scheme.bits, scheme.columns_per_group, scheme.per_row
         )
@@ -47,8 +52,11 @@ class QuantizedLinear(nn.Module):
 
     @property
     def matrix(self) -> PackedMatrix:
-        """The weight, as kernels take it."""
+        """The weight as it is saved and as the kernels of a CPU take it."""
         kept, codes, scales = self._matrix, self.codes, self.scales
+        if codes is None:
+            assert self._repacked is not None, "codes are here or there"
+            return self._repacked.packed()
         if kept is None or kept.codes is not codes or kept.scales is not scales:
             size = self.scheme.columns_per_group
             bits, rows, columns = self.scheme.bits, self.out_features, self.in_features
@@ -67,15 +75,42 @@ class QuantizedLinear(nn.Module):
         residual: Tensor | None = None,
     ) -> Tensor:
         """Multiply x [..., in_features], fused with what stands around it: see `ops.linear`."""
-        other = None if up is None else up.matrix
-        return ops.linear(x, self.matrix, up=other, norm=norm, residual=residual)
+        other = None if up is None else up._weight_for(x)
+        return ops.linear(x, self._weight_for(x), up=other, norm=norm, residual=residual)
+
+    def _weight_for(self, x: Tensor) -> PackedMatrix | cuda.CudaMatrix:
+        """Give the weight in the best order for an input, repacked if this is the first such."""
+        if self.codes is None:
+            assert self._repacked is not None, "codes are here or there"
+            return self._repacked
+        self._repacked = cuda.adopted(self.matrix, x.dtype)
+        if self._repacked is None:
+            return self.matrix
+        self.codes = self._matrix = None
+        return self._repacked
+
+    def _restore(self) -> None:
+        """Take back the codes in the saved order."""
+        if self.codes is None:
+            self.codes, self._repacked = self.matrix.codes, None
 
     def _apply(self, function: Any, recurse: bool = True) -> QuantizedLinear:
         """Move between devices, but keep the dtypes: `.half()` is for other layers."""
+        self._restore()
         self.codes = function(self.codes)
         # As integers, which no cast between float types touches.
         self.scales = function(self.scales.view(torch.int16)).view(torch.bfloat16)
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if self.codes is None:
+            # Beside the repacked codes of all layers, the saved ones would not fit on the GPU.
+            destination[f"{prefix}codes"] = self.matrix.codes.cpu()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._restore()
+        super()._load_from_state_dict(*arguments)
 
     def extra_repr(self) -> str:
         """Say the shape and the scheme."""

@@ -178,8 +178,9 @@ def quantized(weight: Tensor, scheme: Scheme) -> QuantizedLinear | OriginalLinea
 def use_huge_pages(model: nn.Module) -> None:
     """Move the codes of all quantized layers on a CPU into large pages (kernels/memory.py)."""
     for module in model.modules():
-        if isinstance(module, QuantizedLinear) and module.codes.device.type == "cpu":
-            module.codes = moved_to_huge_pages(module.codes)
+        codes = module.codes if isinstance(module, QuantizedLinear) else None
+        if codes is not None and codes.device.type == "cpu":
+            module.codes = moved_to_huge_pages(codes)
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
