@@ -5,19 +5,18 @@ Knows a model and a tokenizer; no terminal and no server. Both are doors to this
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from baichuan import transcript
 from baichuan.engine.loop import Step
 from baichuan.engine.sampling import SamplingParams
 from baichuan.errors import PromptError
-from baichuan.language import phrase, translate
+from baichuan.language import translate
 from baichuan.model.network import BaichuanForCausalLM
-from baichuan.model.prompt import Message, Role, input_room
+from baichuan.model.prompt import Message, input_room
 from baichuan.model.tokenizer import BaichuanTokenizer
 
 
@@ -104,14 +103,8 @@ class Conversation:
         """
         target = Path(path).expanduser().resolve()
         if target.exists():
-            _read(target, advice=phrase("it is not overwritten; choose another name"))
-        content = {"system": self.system, "messages": self.messages}
-        try:
-            _write_atomically(target, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-        except OSError as error:
-            raise PromptError(
-                "{path} cannot be written ({reason}).", path=target, reason=error.strerror
-            ) from error
+            transcript.read(target, translate("it is not overwritten; choose another name"))
+        transcript.write(target, transcript.to_json(self.system, self.messages))
         return target
 
     def load(self, path: str | os.PathLike[str]) -> Path:
@@ -121,8 +114,8 @@ class Conversation:
             PromptError: the file cannot be read or holds no conversation; nothing is changed.
         """
         source = Path(path).expanduser()
-        kept = phrase("the present conversation is kept")
-        self.system, self.messages = _read(source, advice=kept)
+        kept = translate("the present conversation is kept")
+        self.system, self.messages = transcript.read(source, kept)
         return source
 
     def _answer(self, asked: list[Message]) -> Iterator[Step]:
@@ -140,67 +133,3 @@ class Conversation:
             if text or complete:
                 self.messages = [*asked, {"role": "assistant", "content": text}]
             steps.close()  # type: ignore[attr-defined]
-
-
-def _write_atomically(target: Path, text: str) -> None:
-    """Write a temporary file beside the target and rename it; on failure nothing is left."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        if target.exists():
-            partial.chmod(target.stat().st_mode)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _read(path: Path, advice: str) -> tuple[str | None, list[Message]]:
-    """Read and check a saved conversation: its system text and its messages."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        return _checked(content)
-    except OSError as error:
-        raise PromptError(
-            "{path} cannot be read ({reason}); {advice}.",
-            path=path,
-            reason=error.strerror,
-            advice=translate(advice),
-        ) from error
-    except (ValueError, RecursionError) as error:
-        not_json = isinstance(error, json.JSONDecodeError)
-        raise PromptError(
-            "{path} is no saved conversation ({reason}); {advice}.",
-            path=path,
-            reason=translate("it is not JSON") if not_json else error,
-            advice=translate(advice),
-        ) from error
-
-
-def _checked(content: object) -> tuple[str | None, list[Message]]:
-    """Give system text and messages; a ValueError says what is wrong with them."""
-    if not isinstance(content, dict) or not isinstance(content.get("messages"), list):
-        raise ValueError(translate("it has no list of 'messages'"))
-    system = content.get("system")
-    if system is not None:
-        _check_text("system", system)
-    messages: list[Message] = []
-    for number, message in enumerate(content["messages"]):
-        if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
-            unknown = translate(
-                "messages[{number}] is not from 'user' or 'assistant'", number=number
-            )
-            raise ValueError(unknown)
-        _check_text(f"messages[{number}].content", message.get("content"))
-        messages.append({"role": cast(Role, message["role"]), "content": message["content"]})
-    return system, messages
-
-
-def _check_text(what: str, text: object) -> None:
-    if not isinstance(text, str):
-        raise ValueError(translate("{what} is no text", what=what))
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(translate("{what} holds half a character", what=what)) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gettext
 import locale
 import os
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,8 +17,25 @@ from pathlib import Path
 VARIABLES = ("BAICHUAN_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
 
 
+#: The languages there are, each by its own name.
+LANGUAGES = {"en": "English", "zh": "中文"}
+
+#: What `speak` chose, per thread or task: one process may serve people of both languages.
+_chosen: ContextVar[str | None] = ContextVar("language", default=None)
+
+
+def speak(code: str) -> None:
+    """Choose the language of what this thread or task says from now on."""
+    _chosen.set(code)
+
+
 def language() -> str:
-    """Give `zh` where the environment, or else the system, is set to Chinese; `en` elsewhere."""
+    """Give the language chosen here, or `zh` where the environment or else the system is Chinese.
+
+    It is `en` elsewhere.
+    """
+    if chosen := _chosen.get():
+        return chosen
     set_here = filter(None, map(os.environ.get, VARIABLES))
     named = next(set_here, None) or locale.getlocale()[0] or ""
     return "zh" if named.lower().startswith(("zh", "chinese")) else "en"

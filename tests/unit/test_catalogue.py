@@ -28,7 +28,6 @@ ERRORS = {
 }
 #: Templates that are not written where they are used: each was marked with `phrase(...)`.
 PHRASES = {
-    ("chat.py", "advice"),
     ("cli/commands.py", "command.purpose"),
     ("cli/commands.py", "_KEYS"),
     ("engine/sampling.py", "allowed"),

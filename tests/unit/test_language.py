@@ -1,8 +1,10 @@
 """The user's language, and sentences in it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from baichuan.language import VARIABLES, language, translate
+from baichuan.language import VARIABLES, language, speak, translate
 
 LEAVE, ABSENT = "Ctrl+D or /bye leaves", "There is no file {path}. Fetch it."
 
@@ -49,3 +51,15 @@ def test_sentences_follow_the_language(monkeypatch):
 def test_what_is_in_no_catalogue_stays_as_it_is(monkeypatch):
     monkeypatch.setenv("BAICHUAN_LANG", "zh")
     assert translate("no sentence of ours, {braces}") == "no sentence of ours, {braces}"
+
+
+def test_each_thread_may_speak_another():
+    def says(code):
+        speak(code)
+        return language(), translate(LEAVE)
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        chinese, english = one.submit(says, "zh"), other.submit(says, "en")
+        assert chinese.result() == ("zh", "按 Ctrl+D 或输入 /bye 退出")
+        assert english.result() == ("en", LEAVE)
+    assert language() == "en"
