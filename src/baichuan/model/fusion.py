@@ -45,8 +45,9 @@ def gated(gate: nn.Module, up: nn.Module, x: Tensor, *, norm: RMSNorm) -> Tensor
 
 
 def _alike(gate: nn.Module, up: nn.Module) -> bool:
-    both = isinstance(gate, QuantizedLinear) and isinstance(up, QuantizedLinear)
-    return both and gate.matrix.group_size == up.matrix.group_size  # type: ignore[union-attr]
+    if not (isinstance(gate, QuantizedLinear) and isinstance(up, QuantizedLinear)):
+        return False
+    return gate.scheme.columns_per_group == up.scheme.columns_per_group
 
 
 def _weight(norm: RMSNorm | None) -> ops.Norm | None:
