@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from baichuan.errors import UsageError
 from baichuan.kernels.layout import dequantize, pack
+from baichuan.quant import rounding
 from baichuan.quant.rounding import round_weight
 from baichuan.quant.scheme import Scheme
 
@@ -91,6 +92,33 @@ def test_very_small_and_very_large_weights(scheme, size):
         assert torch.equal(round_weight(weight * factor, scheme)[0], codes)
     else:
         assert (again - weight).abs().max() <= 1.3e-34
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_nan_and_infinity_are_refused_and_the_largest_number_is_not(bits, bad):
+    weight = torch.randn(5, 70)
+    weight[:, 0], weight[:, 1] = 3e38, -3e38
+    assert restored(weight, Scheme(bits, 32)).isfinite().all()
+    weight[3, 69] = bad
+    with pytest.raises(UsageError, match="NaN or infinity"):
+        round_weight(weight, Scheme(bits, 32))
+
+
+@given(weights(), SCHEMES)
+def test_the_parts_that_are_rounded_at_a_time_do_not_matter(weight, scheme):
+    whole = round_weight(weight, scheme)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounding, "_CPU_PART", 700)
+        parts = round_weight(weight, scheme)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_of_equal_magnitudes_the_first_gives_the_sign():
+    for first in (4.0, -4.0):
+        weight = torch.tensor([[1.0, first, 0.3, -first] + [0.0] * 28])
+        _, scales = round_weight(weight, Scheme(4, 32))
+        assert (scales < 0) == (first > 0)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
