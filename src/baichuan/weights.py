@@ -43,10 +43,10 @@ _FOREIGN = (
 
 @dataclass(frozen=True)
 class TensorFile:
-    """One weight file and the shapes of what it holds."""
+    """One weight file and what it holds: tensors on the meta device, by name."""
 
     path: Path
-    shapes: Mapping[str, tuple[int, ...]]
+    headers: Mapping[str, Tensor]
 
 
 class WeightFiles:
@@ -69,13 +69,18 @@ class WeightFiles:
         """
         self.directory = Path(directory)
         paths, promised = _locate(self.directory, safetensors)
-        self.files = [TensorFile(path, read_shapes(path)) for path in paths]
+        self.files = [TensorFile(path, read_headers(path)) for path in paths]
         self._check_promises(promised)
+
+    @property
+    def headers(self) -> dict[str, Tensor]:
+        """Name to shape and dtype, as tensors on the meta device, over all files."""
+        return {name: header for file in self.files for name, header in file.headers.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name to shape, over all files."""
-        return {name: shape for file in self.files for name, shape in file.shapes.items()}
+        return {name: tuple(header.shape) for name, header in self.headers.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Give (name, tensor) one at a time, memory-mapped, in the order of the files."""
@@ -83,7 +88,7 @@ class WeightFiles:
             yield from read_tensors(file.path)
 
     def _check_promises(self, promised: Mapping[str, str]) -> None:
-        held = {file.path.name: set(file.shapes) for file in self.files}
+        held = {file.path.name: set(file.headers) for file in self.files}
         for name, shard in promised.items():
             if name not in held[shard]:
                 raise CheckpointError(
@@ -206,17 +211,17 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0].partition(". ")[0].rstrip(".")
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read names and shapes of one weight file without its data.
+def read_headers(path: Path) -> dict[str, Tensor]:
+    """Read what one weight file holds without its data: tensors on the meta device, by name.
 
     Raises:
         CheckpointError: truncated, damaged, or a pickle that would run code.
     """
     with _explained(path):
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        return {name: tuple(tensor.shape) for name, tensor in _unpickle(path).items()}
+            with safe_open(path, framework="pt") as file:  # its tensors are mapped, not read
+                return {name: file.get_tensor(name).to("meta") for name in file.keys()}  # noqa: SIM118
+        return {name: tensor.to("meta") for name, tensor in _unpickle(path).items()}
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -227,11 +232,11 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """
     with _explained(path):
         if path.suffix == ".safetensors":
-            for name in read_shapes(path):
+            for name in read_headers(path):
                 with safe_open(path, framework="pt") as file:
                     yield name, file.get_tensor(name)
         elif zipfile.is_zipfile(path):
-            for name in read_shapes(path):
+            for name in read_headers(path):
                 yield name, _unpickle(path)[name]
         else:  # the format of torch < 1.6 cannot be mapped
             yield from _unpickle(path).items()

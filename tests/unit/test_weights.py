@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tests.conftest import CreatesFile
 
 from baichuan.errors import CheckpointError
-from baichuan.weights import WeightFiles, read_shapes, read_tensors
+from baichuan.weights import WeightFiles, read_headers, read_tensors
 
 TENSORS = {
     "a": torch.arange(12.0).view(3, 4),
@@ -87,7 +87,7 @@ def test_truncated(single, share):
     kept = int(share * len(whole)) if isinstance(share, float) else share
     single.write_bytes(whole[:kept])
     with pytest.raises(CheckpointError, match=rf"{single.name} cannot be read \([\d,]+ bytes"):
-        read_shapes(single)
+        read_headers(single)
     with pytest.raises(CheckpointError, match="Fetch the file again"):
         list(read_tensors(single))
 
@@ -100,7 +100,7 @@ def test_damaged_anywhere_is_read_or_refused_but_never_another_error(single):
             damaged[chance.randrange(min(len(whole), 600))] = chance.randrange(256)
         single.write_bytes(damaged)
         try:
-            read_shapes(single)
+            read_headers(single)
         except CheckpointError:
             refused += 1
     assert refused > 50
@@ -109,13 +109,13 @@ def test_damaged_anywhere_is_read_or_refused_but_never_another_error(single):
 def test_git_lfs_pointer(single):
     single.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 99\n")
     with pytest.raises(CheckpointError, match=r"git-lfs pointer.*git lfs pull"):
-        read_shapes(single)
+        read_headers(single)
 
 
 def test_web_page_in_place_of_a_file(single):
     single.write_text("<!doctype html><title>404</title>")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read_shapes(single)
+        read_headers(single)
 
 
 @pytest.mark.parametrize(

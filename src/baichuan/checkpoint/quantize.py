@@ -1,7 +1,8 @@
 """Quantizing a checkpoint on disk, tensor by tensor: peak memory is one shard, not the model.
 
 The result grows in TARGET.partial and is renamed when whole. Killed, it goes on behind the last
-finished shard, whose checksum is in its journal. Knows files and names; the rounding is quant's.
+finished shard, whose checksum is in its journal; a lock beside it keeps a second run out. Knows
+files and names; the rounding is quant's.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -51,54 +54,88 @@ def quantize_checkpoint(
         source: directory of a checkpoint in float32, bfloat16 or float16.
         target: directory to make; it must not exist.
         plan: which matrices, and how.
-        progress: told (bytes of the source finished, all bytes) after each tensor.
+        progress: told (bytes of the source finished, all bytes) when all is checked, and after each
+            tensor.
 
     Raises:
         CheckpointError: the source is damaged or quantized already, the disk is too small.
-        UsageError: the target exists.
+        UsageError: the target exists, or another run is writing it.
     """
+    refuse_existing(target)
     config = read_config(source)
     refuse_quantized(config, source)
     plan = plan_for(config, plan)
+    weights = WeightFiles(source)
+    headers = {name: header for name, header in weights.headers.items() if "inv_freq" not in name}
+    schemes = _schemes(config, plan, source, headers)
+    partial = target.with_name(target.name + ".partial")
+    _check_room(partial, headers, schemes)
+    shards = list(_shards(headers, schemes))
+    with _alone(partial):
+        refuse_existing(target)  # another run may have ended just now
+        source_files = _fingerprint(weights)
+        settings = {"plan": plan.to_dict(), "source": source_files, "shards": len(shards)}
+        journal = _Journal(partial, settings)
+        _write_shards(weights, shards, journal, progress)
+        _finish(source, partial, config, plan, shards, journal)
+        partial.rename(target)
+
+
+def refuse_existing(target: Path) -> None:
+    """Raise UsageError if there is something where a result shall be."""
     if target.exists():
         raise UsageError(
             "{target} exists; give a name that is free, or remove it first.", target=target
         )
-    weights = WeightFiles(source)
-    shapes = {name: shape for name, shape in weights.shapes.items() if "inv_freq" not in name}
-    schemes = _schemes(config, plan, source, shapes)
-    partial = target.with_name(target.name + ".partial")
-    _check_room(partial, shapes, schemes)
-    partial.mkdir(parents=True, exist_ok=True)
-    shards = list(_shards(shapes, schemes))
-    source_files = _fingerprint(weights)
-    settings = {"plan": plan.to_dict(), "source": source_files, "shards": len(shards)}
-    journal = _Journal(partial, settings)
-    _write_shards(weights, shapes, shards, journal, progress)
-    _finish(source, partial, config, plan, shards, journal)
-    partial.rename(target)
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Make the directory of an unfinished result, and keep other runs out of it."""
+    path = partial.with_name(partial.name + ".lock")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0).acquire()
+    except Timeout as error:
+        raise UsageError(
+            "Another run is writing {directory}; wait until it ends, or give another target.",
+            directory=partial,
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            "{directory} cannot be made ({reason}). Give a target elsewhere.",
+            directory=partial,
+            reason=error,
+        ) from error
+    with lock:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps what is open
+                path.unlink()
 
 
 def _schemes(
-    config: BaichuanConfig, plan: Plan, source: Path, shapes: Mapping[str, tuple[int, ...]]
+    config: BaichuanConfig, plan: Plan, source: Path, headers: Mapping[str, Tensor]
 ) -> dict[str, Scheme]:
     """Give the scheme of each weight to quantize, having checked that all tensors are there."""
     with torch.device("meta"):
         network: nn.Module = BaichuanForCausalLM(config)
-    check_tensors(source, shapes, network)
+    check_tensors(source, {name: tuple(h.shape) for name, h in headers.items()}, network)
     return {f"{name}.weight": scheme for name, scheme in linears(network, plan).items()}
 
 
-def _stored(shape: tuple[int, ...], scheme: Scheme | None) -> int:
+def _stored(header: Tensor, scheme: Scheme | None) -> int:
     """Bytes of one tensor in the result, about."""
-    count = torch.Size(shape).numel()
-    return 2 * count if scheme is None else int(count * scheme.stored_bits(shape[-1]) / 8)
+    if scheme is None:
+        return header.nbytes
+    return int(header.numel() * scheme.stored_bits(header.shape[-1]) / 8)
 
 
 def _check_room(
-    partial: Path, shapes: Mapping[str, tuple[int, ...]], schemes: Mapping[str, Scheme]
+    partial: Path, headers: Mapping[str, Tensor], schemes: Mapping[str, Scheme]
 ) -> None:
-    needed = sum(_stored(shape, schemes.get(name)) for name, shape in shapes.items())
+    needed = sum(_stored(header, schemes.get(name)) for name, header in headers.items())
     held = sum(file.stat().st_size for file in partial.glob("*")) if partial.exists() else 0
     existing = next(p for p in partial.absolute().parents if p.exists())
     free = shutil.disk_usage(existing).free
@@ -112,14 +149,12 @@ def _check_room(
         )
 
 
-def _shards(
-    shapes: Mapping[str, tuple[int, ...]], schemes: Mapping[str, Scheme]
-) -> Iterator[Shard]:
+def _shards(headers: Mapping[str, Tensor], schemes: Mapping[str, Scheme]) -> Iterator[Shard]:
     """Group the source's tensors, in its order, into files of about `_SHARD_BYTES`."""
     shard: Shard = {}
     size = 0
-    for name, shape in shapes.items():
-        stored = _stored(shape, schemes.get(name))
+    for name, header in headers.items():
+        stored = _stored(header, schemes.get(name))
         if shard and size + stored > _SHARD_BYTES:
             yield shard
             shard, size = {}, 0
@@ -172,14 +207,15 @@ class _Journal:
 
 def _write_shards(
     weights: WeightFiles,
-    shapes: Mapping[str, tuple[int, ...]],
     shards: list[Shard],
     journal: _Journal,
     progress: Callable[[int, int], None],
 ) -> None:
     """Pass over the source once; tensors of finished shards are skipped unread."""
     total, done = sum(file.path.stat().st_size for file in weights.files), 0
-    source = ((name, tensor) for name, tensor in weights.tensors() if name in shapes)
+    progress(done, total)
+    wanted = {name for shard in shards for name in shard}
+    source = ((name, tensor) for name, tensor in weights.tensors() if name in wanted)
     for number, shard in enumerate(shards, start=1):
         file = _file(number, len(shards))
         whole = journal.has(file)
@@ -258,12 +294,13 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write to; what was written takes the place of `path`."""
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, partial, metadata={"format": "pt"})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        yield partial
+        partial.replace(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             "{file} cannot be written ({reason}). Free some room and give the command again: it "
@@ -271,10 +308,15 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
             file=path,
             reason=error,
         ) from error
-    partial.replace(path)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    with _replacing(path) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
+    with _replacing(path) as partial:
+        partial.write_text(text, "utf-8")

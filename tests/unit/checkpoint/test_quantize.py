@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections import namedtuple
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -174,11 +176,12 @@ def test_killed_it_goes_on_where_it_was(tmp_path, source, target, partial, small
     assert not target.exists()
     run_killed(source, target, after=0)  # the next shard is half written
     assert list(partial.glob("*.safetensors.partial"))
+    assert {path.name for path in target.parent.iterdir()} == {partial.name, f"{partial.name}.lock"}
     quantize_checkpoint(source, target, INT4)
     assert contents(target) == contents(whole)
     for file, time in finished.items():
         assert (target / file.name).stat().st_mtime_ns == time
-    assert not partial.exists()
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
 
 
 def interrupted(source, target, after=12):
@@ -289,6 +292,49 @@ def test_too_small_a_disk_is_noticed_first(source, target, partial, monkeypatch)
     with pytest.raises(CheckpointError, match=r"has 0.0 GB free; .*needs 0.0 GB. Free some"):
         quantize_checkpoint(source, target, INT4)
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_room_needed_is_that_of_the_result(tmp_path, target, monkeypatch, dtype):
+    network().to(dtype).save_pretrained(tmp_path / "source")
+    quantize_checkpoint(tmp_path / "source", target, INT4)
+    size = sum(tensor.nbytes for tensor in tensors(target).values())
+    again = target.with_name("again")
+    for share, fits in ((0.95, False), (1.05, True)):
+        free = int(share * size)
+        usage = namedtuple("usage", "total used free")(10**9, 10**9 - free, free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        with nullcontext() if fits else pytest.raises(CheckpointError, match="GB free"):
+            quantize_checkpoint(tmp_path / "source", again, INT4)
+
+
+def test_a_second_run_is_kept_out(tmp_path, source, target, partial, small_shards):
+    quantize_checkpoint(source, tmp_path / "whole", INT4)
+    refused = []
+
+    def progress(done, total):
+        if done:
+            with pytest.raises(UsageError, match=r"Another run is writing .*target.partial; wait"):
+                quantize_checkpoint(source, target, INT8)
+            refused.append(done)
+
+    quantize_checkpoint(source, target, INT4, progress)
+    assert len(refused) > 10
+    assert contents(target) == contents(tmp_path / "whole")
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("blocked", ["no directory", "no permission"])
+def test_a_target_that_cannot_be_made_is_a_sentence(tmp_path, source, blocked, monkeypatch):
+    parent = tmp_path / "parent"
+    if blocked == "no directory":
+        parent.write_text("a file")
+    elif os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    else:
+        parent.mkdir(mode=0o500)
+    with pytest.raises(CheckpointError, match=r"parent/target.partial cannot be made.*elsewhere"):
+        quantize_checkpoint(source, parent / "target", INT4)
 
 
 FULL = """
