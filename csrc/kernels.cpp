@@ -14,12 +14,14 @@
 // in float32, group after group. Every path does just this, so a result does not depend, to the last
 // bit, on the instruction set, the number of rows in the batch or the number of threads.
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <vector>
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of its own headers
@@ -48,7 +50,10 @@ namespace {
 constexpr int kBlock = 16;   // rows of a block
 constexpr int kMostBlocks = 8;  // of weights, that share a pass over many rows of activations
 constexpr int kChunk = 64;   // bytes of a chunk: 4 columns of int8, 8 of int4
-constexpr int kAhead = 4096;  // bytes by which weights are fetched in advance, into the second-level cache
+constexpr int kAhead = 4096;  // bytes fetched in advance, over all streams of a thread, into the second-level cache
+// Of a softmax, what is e^-60 of the largest share is none: nobody sees it, but its products with values
+// would be subnormal, which costs an Intel processor a hundred cycles each.
+constexpr float kNothing = -60.0f;
 // A group of activations without a magnitude in this range has no codes: scale 0 below, NaN above.
 constexpr float kLeast = 1e-30f, kMost = std::numeric_limits<float>::max();
 
@@ -94,14 +99,33 @@ struct Weights {
   }
 };
 
+// Some heads of one sequence, whose keys and values lie in blocks of `block` positions.
+struct Heads {
+  void* const* blocks;
+  int64_t keys, values;  // bytes from a block's start to the first of these heads: [heads, block, width]
+  int64_t heads, width, block, count;
+  const float* query;   // [heads, width]
+  const float* slopes;  // [heads], or null: no ALiBi
+  float *scores, *totals, *out;  // [heads, count], [heads], [heads, width]
+  float slope(int64_t head) const { return slopes ? slopes[head] : 0.0f; }
+  // Where a position of a head lies, for numbers of `size` bytes.
+  char* at(int64_t position, int64_t offset, int64_t head, int64_t size) const {
+    char* start = static_cast<char*>(blocks[position / block]) + offset;
+    return start + (head * block + position % block) * width * size;
+  }
+  template <typename T>
+  const T* rows(int64_t position, int64_t offset, int64_t head) const {
+    return reinterpret_cast<const T*>(at(position, offset, head, sizeof(T)));
+  }
+};
+
 struct Implementation {
-  void (*block)(const Activations&, const Weights&, int64_t index, float* out);
+  void (*blocks)(const Activations&, const Weights&, int64_t block, int64_t count, float* out);
   void (*round_row)(const float*, int64_t, int64_t, int64_t, int8_t*, float*, int32_t*);
   void (*widen)(const void*, int32_t, int64_t, float*);
-  void (*normalize)(float*, const float*, int64_t, float);
+  void (*normalize)(float*, const void*, int32_t, int64_t, float);
   void (*gate_up)(float*, const float*, int64_t);
-  void (*attend_one)(const float*, const void*, const void*, int32_t, int64_t, int64_t, float, float*,
-                     float*);
+  void (*attend)(const Heads&, int32_t);
 };
 
 ALWAYS float from_bf16(uint16_t half) {
@@ -612,11 +636,14 @@ const Implementation& implementation(int32_t level) {
 
 // ---- Work of one call -------------------------------------------------------------------------------
 
-constexpr int64_t kRuns = 4;  // of each thread through one matrix
+constexpr int64_t kFewRows = 32;      // below it, a thread runs through a part of the weights once
+constexpr int64_t kLeastBlocks = 8;  // that a thread takes at a time
+
+constexpr int64_t kHeads = 4;  // of one task: what they read of a block is one long run of memory
 
 inline int64_t threads() {
 #if defined(_OPENMP)
-  return omp_get_max_threads();
+  return omp_get_num_threads();
 #else
   return 1;
 #endif
@@ -638,6 +665,8 @@ struct Scratch {  // grows, is kept by its thread, is never cleared
   }
 };
 
+inline int64_t size_of(int32_t dtype) { return dtype == kFloat32 ? 4 : 2; }
+
 inline void store_row(void* to, int32_t dtype, int64_t at, const float* from, int64_t count) {
   if (dtype == kFloat32) {
     std::memcpy(static_cast<float*>(to) + at, from, count * sizeof(float));
@@ -654,7 +683,7 @@ inline void add_row(const void* from, int32_t dtype, int64_t at, float* to, int6
 }
 }  // namespace
 
-// What a call of baichuan_linear is given; the same fields in src/baichuan/kernels/native.py.
+// Products of a weight and what stands around it; the same fields in src/baichuan/kernels/native.py.
 struct Linear {
   const void* x;          // [rows, columns], dtype
   const void* norm;       // [columns], norm_dtype, or null: weight of an RMS norm that x goes through first
@@ -669,11 +698,46 @@ struct Linear {
   float eps;
 };
 
+// Attention from the newest position of some sequences; see native.py.
+struct Attend {
+  // [sequences, heads, width], dtype; the rows of sequences are `..._stride` numbers apart.
+  const void *query, *key, *value;
+  void* out;                   // [sequences, heads, width], dtype
+  void* const* const* blocks;  // per sequence its blocks, each [layers, 2, heads, block, width], dtype
+  const int64_t* counts;       // positions held; `key` and `value` go behind them
+  const float* slopes;         // [heads], or null: no ALiBi
+  const float *cos, *sin;      // [sequences, width / 2], or null: rotate query and key by these angles
+  int64_t sequences, heads, width, block, layer, query_stride, key_stride, value_stride;
+  int32_t dtype, level;
+};
+
+// One entry of a program: either of the two, the other is null.
+struct Call {
+  const Linear* linear;
+  const Attend* attend;
+};
+
 namespace {
 
-class Pass {
+// Memory for what is on its way through one product, shared by all of a program.
+struct Workspace {
+  Scratch<int8_t> codes, tiles;
+  Scratch<float> scales;
+  Scratch<int32_t> sums;
+};
+
+// A part of a program that all threads do together; it may leave threads before others have finished.
+class Work {
  public:
-  Pass(const Linear& call, int64_t first, int64_t rows)
+  virtual ~Work() = default;
+  virtual void reserve(Workspace&) {}
+  virtual void use(Workspace&) {}
+  virtual void run() = 0;
+};
+
+class Products : public Work {
+ public:
+  Products(const Linear& call, int64_t first, int64_t rows)
       : call_(call), run_(implementation(call.level)), first_(first) {
     const int64_t groups = (call.columns + call.group - 1) / call.group;
     a_ = {nullptr, nullptr, nullptr, rows, groups * call.group, groups, nullptr, 0};
@@ -682,37 +746,20 @@ class Pass {
     up_ = weights(call.up_codes, call.up_scales, call.up_bits, call.up_scale_groups);
   }
 
-  void run() {
-    thread_local Scratch<int8_t> codes, tiles;
-    thread_local Scratch<float> scales, norm;
-    thread_local Scratch<int32_t> sums;
-    if (call_.norm) {
-      float* wide = norm.get(call_.columns);
-      run_.widen(call_.norm, call_.norm_dtype, call_.columns, wide);
-      norm_ = wide;
-    }
-    int8_t* code = codes.get(a_.rows * a_.columns);
-    int8_t* tile = tiles.get(a_.tiled * a_.columns);
-    float* scale = scales.get(a_.rows * a_.groups);
-    int32_t* sum = sums.get(a_.rows * a_.groups);
-    a_.codes = code;
-    a_.tiles = tile;
-    a_.scales = scale;
-    a_.sums = sum;
-    const int64_t blocks = (call_.outputs + kBlock - 1) / kBlock;
-    const int64_t unit = a_.tiled ? kMostBlocks : 2;
-    // Long runs through the weights, for the memory's sake, yet some to share out when a thread is held up.
-    [[maybe_unused]] const int64_t chunk = a_.tiled ? 1 : 1 + blocks / (unit * kRuns * threads());
-#pragma omp parallel
-    {
+  void reserve(Workspace& space) override { place(space); }
+  void use(Workspace& space) override { place(space); }
+
+  void run() override {
 #pragma omp for schedule(static)
-      for (int64_t m = 0; m < a_.rows; ++m) {
-        round(m, code + m * a_.columns, scale + m * a_.groups, sum + m * a_.groups);
-        if (m < a_.tiled) spread(m, code + m * a_.columns, tile);
-      }
-#pragma omp for schedule(dynamic, chunk)
-      for (int64_t b = 0; b < blocks; b += unit)
-        multiply(b, static_cast<int>(blocks - b < unit ? blocks - b : unit));
+    for (int64_t m = 0; m < a_.rows; ++m) {
+      round(m, code_ + m * a_.columns, scale_ + m * a_.groups, sum_ + m * a_.groups);
+      if (m < a_.tiled) spread(m, code_ + m * a_.columns, tile_);
+    }
+    const int64_t blocks = (call_.outputs + kBlock - 1) / kBlock;
+    for (int64_t block = 0; block < blocks;) {
+      block = next_.load(std::memory_order_relaxed);
+      const int64_t count = share(blocks - block);
+      if (count > 0 && next_.compare_exchange_weak(block, block + count)) multiply(block, count);
     }
   }
 
@@ -721,13 +768,27 @@ class Pass {
     return {codes, scales, call_.outputs, call_.group, bits, groups > 1 ? kBlock : 0};
   }
 
+  void place(Workspace& space) {
+    a_.codes = code_ = space.codes.get(a_.rows * a_.columns);
+    a_.tiles = tile_ = space.tiles.get(a_.tiled * a_.columns);
+    a_.scales = scale_ = space.scales.get(a_.rows * a_.groups);
+    a_.sums = sum_ = space.sums.get(a_.rows * a_.groups);
+  }
+
+  // How many of the blocks that are left a thread takes: long runs through memory, shorter ones towards
+  // the end, so that all finish together. With many rows, as many as share one pass over them.
+  int64_t share(int64_t left) const {
+    const int64_t most = a_.rows < kFewRows ? left / (2 * threads()) : kMostBlocks, least = kLeastBlocks;
+    const int64_t wanted = most < least ? least : most / least * least;
+    return wanted < left ? wanted : left;
+  }
+
   void round(int64_t m, int8_t* codes, float* scales, int32_t* sums) const {
     thread_local Scratch<float> rows;
     float* row = rows.get(call_.columns);
-    const int64_t size = call_.dtype == kFloat32 ? 4 : 2;
-    run_.widen(static_cast<const char*>(call_.x) + (first_ + m) * call_.columns * size, call_.dtype,
-               call_.columns, row);
-    if (norm_) run_.normalize(row, norm_, call_.columns, call_.eps);
+    const int64_t at = (first_ + m) * call_.columns * size_of(call_.dtype);
+    run_.widen(static_cast<const char*>(call_.x) + at, call_.dtype, call_.columns, row);
+    if (call_.norm) run_.normalize(row, call_.norm, call_.norm_dtype, call_.columns, call_.eps);
     run_.round_row(row, call_.columns, call_.group, a_.groups, codes, scales, sums);
   }
 
@@ -738,10 +799,10 @@ class Pass {
   }
 
   // `count` blocks of outputs for all rows.
-  void multiply(int64_t block, int count) const {
+  void multiply(int64_t block, int64_t count) const {
     thread_local Scratch<float> tiles;
     const int64_t size = a_.rows * kBlock;
-    float* y = tiles.get(2 * kMostBlocks * size);
+    float* y = tiles.get(2 * count * size);
     products(w_, block, count, y);
     if (up_.codes) {
       products(up_, block, count, y + count * size);
@@ -749,7 +810,7 @@ class Pass {
     }
     // Row by row, so that what lies together in memory is written together.
     for (int64_t m = 0; m < a_.rows; ++m)
-      for (int j = 0; j < count; ++j) {
+      for (int64_t j = 0; j < count; ++j) {
         const int64_t begin = (block + j) * kBlock, at = (first_ + m) * call_.outputs + begin;
         const int64_t width = call_.outputs - begin < kBlock ? call_.outputs - begin : kBlock;
         float* row = y + j * size + m * kBlock;
@@ -758,17 +819,17 @@ class Pass {
       }
   }
 
-  void products(const Weights& w, int64_t block, int count, float* y) const {
-    int done = 0;
+  void products(const Weights& w, int64_t block, int64_t count, float* y) const {
+    int64_t done = 0;
 #if defined(__x86_64__)
     if (a_.tiled) {
       thread_local Scratch<int8_t> panel;
       int8_t* room = panel.get(kMostBlocks * kBlock * amx::kPart);
       done = count / 2 * 2;
-      (w.bits == 4 ? amx::blocks<4> : amx::blocks<8>)(a_, w, block, done, room, y);
+      (w.bits == 4 ? amx::blocks<4> : amx::blocks<8>)(a_, w, block, static_cast<int>(done), room, y);
     }
 #endif
-    for (int j = done; j < count; ++j) run_.block(a_, w, block + j, y + j * a_.rows * kBlock);
+    run_.blocks(a_, w, block + done, count - done, y + done * a_.rows * kBlock);
   }
 
   const Linear& call_;
@@ -776,23 +837,94 @@ class Pass {
   int64_t first_;
   Activations a_;
   Weights w_, up_;
-  const float* norm_ = nullptr;
+  int8_t *code_ = nullptr, *tile_ = nullptr;
+  float* scale_ = nullptr;
+  int32_t* sum_ = nullptr;
+  std::atomic<int64_t> next_{0};  // block of weights that nobody has taken yet
 };
+
+class Attention : public Work {
+ public:
+  explicit Attention(const Attend& call) : call_(call), run_(implementation(call.level)) {}
+
+  void run() override {
+    const int64_t parts = (call_.heads + kHeads - 1) / kHeads;
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t task = 0; task < call_.sequences * parts; ++task)
+      attend(task / parts, task % parts * kHeads);
+  }
+
+ private:
+  // Append the newest position of some heads of a sequence, and attend from it.
+  void attend(int64_t sequence, int64_t first) const {
+    thread_local Scratch<float> scratch;
+    const int64_t size = size_of(call_.dtype), width = call_.width, held = call_.counts[sequence];
+    const int64_t heads = call_.heads - first < kHeads ? call_.heads - first : kHeads;
+    const int64_t half = call_.heads * call_.block * width * size;  // bytes of a layer's keys in a block
+    const int64_t keys = 2 * call_.layer * half + first * call_.block * width * size;
+    float* query = scratch.get(heads * (2 * width + held + 2));
+    Heads a = {};
+    a.blocks = call_.blocks[sequence];
+    a.keys = keys;
+    a.values = keys + half;
+    a.heads = heads;
+    a.width = width;
+    a.block = call_.block;
+    a.count = held + 1;
+    a.query = query;
+    a.slopes = call_.slopes ? call_.slopes + first : nullptr;
+    a.out = query + heads * width;
+    a.scores = a.out + heads * width;
+    a.totals = a.scores + heads * a.count;
+    const auto row = [&](const void* rows, int64_t stride, int64_t head) {
+      return static_cast<const char*>(rows) + (sequence * stride + (first + head) * width) * size;
+    };
+    for (int64_t h = 0; h < heads; ++h) {
+      char *key = a.at(held, a.keys, h, size), *value = a.at(held, a.values, h, size);
+      turned(row(call_.key, call_.key_stride, h), sequence, query);
+      store_row(key, call_.dtype, 0, query, width);
+      std::memcpy(value, row(call_.value, call_.value_stride, h), width * size);
+    }
+    for (int64_t h = 0; h < heads; ++h)
+      turned(row(call_.query, call_.query_stride, h), sequence, query + h * width);
+    run_.attend(a, call_.dtype);
+    store_row(call_.out, call_.dtype, (sequence * call_.heads + first) * width, a.out, heads * width);
+  }
+
+  // One head of a query or key in float32: rotated and rounded to its dtype again, if at all.
+  void turned(const void* from, int64_t sequence, float* to) const {
+    const int64_t half = call_.width / 2;
+    run_.widen(from, call_.dtype, call_.width, to);
+    if (!call_.cos) return;
+    const float *cos = call_.cos + sequence * half, *sin = call_.sin + sequence * half;
+    for (int64_t i = 0; i < half; ++i) {
+      const float x = to[i], y = to[half + i];
+      to[i] = x * cos[i] - y * sin[i];
+      to[half + i] = y * cos[i] + x * sin[i];
+    }
+    if (call_.dtype == kFloat32) return;
+    for (int64_t i = 0; i < call_.width; ++i) to[i] = from_bf16(to_bf16(to[i]));
+  }
+
+  const Attend& call_;
+  const Implementation& run_;
+};
+
+std::vector<std::unique_ptr<Work>> planned(const Call* calls, int64_t count) {
+  std::vector<std::unique_ptr<Work>> works;
+  for (int64_t i = 0; i < count; ++i) {
+    if (calls[i].attend) works.push_back(std::make_unique<Attention>(*calls[i].attend));
+    if (!calls[i].linear) continue;
+    const Linear& linear = *calls[i].linear;
+    for (int64_t first = 0; first < linear.rows; first += kMostRows) {
+      const int64_t left = linear.rows - first;
+      works.push_back(std::make_unique<Products>(linear, first, left < kMostRows ? left : kMostRows));
+    }
+  }
+  return works;
+}
 
 }  // namespace
-
-// What a call of baichuan_attend is given, one row per sequence; see native.py.
-struct Attend {
-  const void* query;  // [sequences, heads, width], dtype
-  void* out;          // the same shape
-  const void* const* keys;    // per sequence [heads, capacity, width], dtype
-  const void* const* values;
-  const int64_t* counts;      // positions held
-  const int64_t* capacities;
-  const float* slopes;  // [heads], or null: no ALiBi
-  int64_t sequences, heads, width;
-  int32_t dtype, level;
-};
 
 extern "C" {
 
@@ -800,28 +932,17 @@ extern "C" {
 
 BAICHUAN_EXPORT int32_t baichuan_available(int32_t level) { return available(level) ? 1 : 0; }
 
-BAICHUAN_EXPORT void baichuan_linear(const Linear* call) {
-  for (int64_t first = 0; first < call->rows; first += kMostRows) {
-    const int64_t left = call->rows - first;
-    Pass(*call, first, left < kMostRows ? left : kMostRows).run();
-  }
-}
-
-BAICHUAN_EXPORT void baichuan_attend(const Attend* call) {
-  const Implementation& run = implementation(call->level);
-  const int64_t bytes = call->dtype == kFloat32 ? 4 : 2;
-#pragma omp parallel for schedule(dynamic, 1)
-  for (int64_t task = 0; task < call->sequences * call->heads; ++task) {
-    thread_local Scratch<float> scratch;
-    const int64_t s = task / call->heads, h = task % call->heads, width = call->width;
-    const int64_t count = call->counts[s], skip = h * call->capacities[s] * width * bytes;
-    float* query = scratch.get(2 * width + count);
-    float *out = query + width, *scores = out + width;
-    run.widen(static_cast<const char*>(call->query) + task * width * bytes, call->dtype, width, query);
-    run.attend_one(query, static_cast<const char*>(call->keys[s]) + skip,
-                   static_cast<const char*>(call->values[s]) + skip, call->dtype, count, width,
-                   call->slopes ? call->slopes[h] : 0.0f, scores, out);
-    store_row(call->out, call->dtype, task * width, out, width);
+// Run calls one after the other, with one team of threads for all: each may read what those before
+// it have written.
+BAICHUAN_EXPORT void baichuan_run(const Call* calls, int64_t count) {
+  thread_local Workspace space;
+  const auto works = planned(calls, count);
+  for (const auto& work : works) work->reserve(space);  // only then do addresses stay
+  for (const auto& work : works) work->use(space);
+#pragma omp parallel
+  for (const auto& work : works) {
+    work->run();
+#pragma omp barrier
   }
 }
 

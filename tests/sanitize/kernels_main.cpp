@@ -70,15 +70,25 @@ bool same(const std::vector<uint8_t>& a, const std::vector<uint8_t>& b, int32_t 
 
 int compared = 0;
 
-template <typename Call>
-void compare(Call call, void (*run)(const Call*), int64_t bytes, void* Call::*out, const char* what) {
+void run(const Linear& linear) {
+  const Call call = {&linear, nullptr};
+  baichuan_run(&call, 1);
+}
+
+void run(const Attend& attend) {
+  const Call call = {nullptr, &attend};
+  baichuan_run(&call, 1);
+}
+
+template <typename Kind>
+void compare(Kind call, int64_t bytes, void* Kind::*out, const char* what) {
   auto expected = exactly<uint8_t>(bytes);
   for (int32_t level = kGeneric; level <= kNeon; ++level) {
     if (!baichuan_available(level)) continue;
     auto y = exactly<uint8_t>(bytes);
     call.*out = level == kGeneric ? expected.data() : y.data();
     call.level = level;
-    run(&call);
+    run(call);
     if (level == kGeneric) continue;
     ++compared;
     if (same(y, expected, call.dtype)) continue;
@@ -115,38 +125,43 @@ void check_linear(int64_t rows, int64_t columns, int64_t outputs, int64_t group,
   call.up_bits = 12 - bits;
   call.dtype = dtype;
   call.eps = 1e-6f;
-  compare(call, baichuan_linear, static_cast<int64_t>(residual.size()), &Linear::y, "linear");
+  compare(call, static_cast<int64_t>(residual.size()), &Linear::y, "linear");
 }
 
-void check_attend(int64_t heads, int64_t width, const std::vector<int64_t>& counts, int32_t dtype, bool alibi) {
-  const int64_t sequences = static_cast<int64_t>(counts.size());
-  const auto query = random_floats(sequences * heads * width, dtype, 2.0f);
+void check_attend(int64_t heads, int64_t width, const std::vector<int64_t>& held, int32_t dtype, bool alibi) {
+  constexpr int64_t kPositions = 4, kLayers = 2;  // of a block
+  const int64_t sequences = static_cast<int64_t>(held.size()), numbers = heads * width;
+  const auto packed = random_floats(sequences * 3 * numbers, dtype, 2.0f);
   const auto slopes = random_floats(heads, kFloat32, 0.5f);
-  std::vector<std::vector<uint8_t>> buffers;
-  std::vector<const void*> keys, values;
-  std::vector<int64_t> capacities;
-  for (int64_t s = 0; s < sequences; ++s) {
-    // The last head's room behind the positions is cut off: nobody may read it.
-    capacities.push_back(counts[s] + s % 3);
-    const int64_t numbers = ((heads - 1) * capacities[s] + counts[s]) * width;
-    for (int k = 0; k < 2; ++k) buffers.push_back(random_floats(numbers, dtype, 2.0f));
+  const auto angles = random_floats(sequences * (width / 2), kFloat32, 1.0f);
+  std::vector<std::vector<uint8_t>> blocks;
+  std::vector<std::vector<void*>> tables;
+  std::vector<void* const*> pointers;
+  for (const int64_t count : held) {
+    tables.emplace_back();
+    for (int64_t first = 0; first <= count; first += kPositions) {
+      blocks.push_back(random_floats(kLayers * 2 * kPositions * numbers, dtype, 2.0f));
+      tables.back().push_back(blocks.back().data());
+    }
   }
-  for (int64_t s = 0; s < sequences; ++s) {
-    keys.push_back(buffers[2 * s].data());
-    values.push_back(buffers[2 * s + 1].data());
-  }
+  for (const auto& table : tables) pointers.push_back(table.data());
+  const int64_t size = size_of(dtype);
   Attend call = {};
-  call.query = query.data();
-  call.keys = keys.data();
-  call.values = values.data();
-  call.counts = counts.data();
-  call.capacities = capacities.data();
+  call.query = packed.data();
+  call.key = packed.data() + numbers * size;
+  call.value = packed.data() + 2 * numbers * size;
+  call.query_stride = call.key_stride = call.value_stride = 3 * numbers;
+  call.blocks = pointers.data();
+  call.counts = held.data();
   call.slopes = alibi ? reinterpret_cast<const float*>(slopes.data()) : nullptr;
+  if (!alibi && width % 2 == 0) call.cos = call.sin = reinterpret_cast<const float*>(angles.data());
   call.sequences = sequences;
   call.heads = heads;
   call.width = width;
+  call.block = kPositions;
+  call.layer = kLayers - 1;
   call.dtype = dtype;
-  compare(call, baichuan_attend, static_cast<int64_t>(query.size()), &Attend::out, "attend");
+  compare(call, sequences * numbers * size, &Attend::out, "attend");
 }
 
 }  // namespace
@@ -162,7 +177,7 @@ int main() {
   check_linear(kMostRows + 1, 65, 33, 64, 1);  // two passes
   for (const int32_t dtype : {kFloat32, kBFloat16})
     for (const int64_t width : {1, 7, 16, 33})
-      for (const int64_t heads : {1, 3}) check_attend(heads, width, {1, 2, 31, 100}, dtype, heads > 1);
+      for (const int64_t heads : {1, 7}) check_attend(heads, width, {0, 1, 3, 4, 31, 100}, dtype, heads > 1);
   std::printf("%d comparisons\n", compared);
   return 0;
 }

@@ -1,8 +1,10 @@
-"""Keys and values of running sequences. Knows no network, no text and no request.
+"""Keys and values of running sequences, in blocks. Knows no network, no text and no request.
 
 A `SequenceCache` belongs to one sequence, so sequences of different lengths decode together and a
-conversation keeps its own. It remembers which tokens it holds: a new prompt reuses the longest
-prefix that it shares with the old one.
+conversation keeps its own. Its positions lie in blocks of 64 (paged attention: Kwon et al. 2023,
+arXiv 2309.06180), so that it grows without copying and sequences with a common beginning share its
+blocks. It remembers which tokens it holds: a new prompt reuses the longest prefix that it shares
+with the old one.
 """
 
 from __future__ import annotations
@@ -11,24 +13,106 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-#: Positions by which a full buffer grows. Growing by a share of its length instead would hold that
-#: share of memory in vain.
-_GROWTH = 256
+from baichuan.kernels.memory import empty_in_huge_pages
+from baichuan.kernels.paged import BLOCK, PagedCaches
 
 
-class SequenceCache:
-    """Keys and values of one sequence, and the tokens they came from.
+class Block:
+    """Room for `BLOCK` positions in every layer.
 
-    Buffers are made at the first `append` of each layer, on the device and in the dtype of what
-    arrives, so a network spread over several devices keeps each layer's cache beside the layer.
+    Memory is taken when a layer first needs it, on the device and in the dtype of what arrives. On
+    a CPU that is one slab for all layers: what is never written costs addresses, no memory. A
+    network spread over several devices has each other layer's part beside the layer.
+
+    Attributes:
+        users: sequences that hold the block; one that others hold too is not written to.
+        slab: [layers, 2 (keys, values), heads, BLOCK, head_dim] on the CPU, or None.
     """
 
     def __init__(self, layers: int) -> None:
+        self.users = 1
+        self.slab: Tensor | None = None
+        self._layers = layers
+        self._elsewhere: dict[int, Tensor] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes set aside."""
+        parts = self._elsewhere.values()
+        return sum(part.nbytes for part in parts) + (0 if self.slab is None else self.slab.nbytes)
+
+    def part(self, layer: int, like: Tensor) -> Tensor:
+        """Give a layer's keys and values [2, heads, BLOCK, head_dim].
+
+        Args:
+            layer: its index.
+            like: what is to be written here, [1, heads, any, head_dim].
+        """
+        shape = (2, like.shape[1], BLOCK, like.shape[3])
+        if like.device.type == "cpu":
+            if self.slab is None:
+                self.slab = empty_in_huge_pages((self._layers, *shape), like.dtype)
+            return self.slab[layer]
+        if layer not in self._elsewhere:
+            self._elsewhere[layer] = like.new_empty(shape)
+        return self._elsewhere[layer]
+
+    def copy(self, source: Block) -> None:
+        """Take over the content of another block."""
+        if source.slab is not None:
+            self.slab = empty_in_huge_pages(source.slab.shape, source.slab.dtype)
+            self.slab.copy_(source.slab)
+        self._elsewhere = {layer: part.clone() for layer, part in source._elsewhere.items()}
+
+
+class BlockPool:
+    """Blocks that sequences take and give back; what was given back is used again.
+
+    Attributes:
+        limit: most blocks in use at a time, or None. Whoever takes from a limited pool asks
+            `available` first.
+        used: blocks in use.
+    """
+
+    def __init__(self, layers: int, limit: int | None = None) -> None:
+        self.limit = limit
+        self.used = 0
+        self._layers = layers
+        self._free: list[Block] = []
+
+    @property
+    def available(self) -> float:
+        """Blocks that may still be taken; infinity without a limit."""
+        return float("inf") if self.limit is None else self.limit - self.used
+
+    def take(self) -> Block:
+        """Give a block whose content does not matter any more."""
+        assert self.available > 0, "the caller asks for `available` before"
+        self.used += 1
+        if not self._free:
+            return Block(self._layers)
+        block = self._free.pop()
+        block.users = 1
+        return block
+
+    def give_back(self, block: Block) -> None:
+        """Say that one of the block's users does not need it any more."""
+        block.users -= 1
+        if block.users == 0:
+            self.used -= 1
+            self._free.append(block)
+
+
+class SequenceCache:
+    """Keys and values of one sequence, and the tokens they came from."""
+
+    def __init__(self, pool: BlockPool) -> None:
         self.tokens: list[int] = []
-        self._keys: list[Tensor | None] = [None] * layers
-        self._values: list[Tensor | None] = [None] * layers
+        self.blocks: list[Block] = []
+        self._pool = pool
 
     def __len__(self) -> int:
         """Positions held by every layer."""
@@ -36,10 +120,33 @@ class SequenceCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers, unused room included."""
-        return sum(b.nbytes for b in (*self._keys, *self._values) if b is not None)
+        """Bytes of all blocks, unused room included."""
+        return sum(block.nbytes for block in self.blocks)
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def fork(self) -> SequenceCache:
+        """Give a cache that begins with what this one holds, sharing its blocks."""
+        twin = SequenceCache(self._pool)
+        twin.tokens = self.tokens.copy()
+        twin.blocks = self.blocks[: blocks_for(len(self))]
+        for block in twin.blocks:
+            block.users += 1
+        return twin
+
+    def reserve(self, new: int) -> None:
+        """Have room for `new` positions behind the known ones, in blocks of this sequence alone.
+
+        The last block may be shared and partly filled: it is copied then, before it is written to.
+        """
+        first = len(self) // BLOCK
+        if first < len(self.blocks) and self.blocks[first].users > 1:
+            shared = self.blocks[first]
+            self.blocks[first] = self._pool.take()
+            self.blocks[first].copy(shared)
+            self._pool.give_back(shared)
+        while len(self.blocks) < blocks_for(len(self) + new):
+            self.blocks.append(self._pool.take())
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Write new positions of one layer behind the `len(self)` known ones.
 
         The positions count as held only once `commit` has been told their tokens, so that every
@@ -48,24 +155,41 @@ class SequenceCache:
         Args:
             layer: index of the layer.
             key, value: [1, heads, new, head_dim].
-
-        Returns:
-            Views [1, heads, len(self) + new, head_dim] of all positions.
         """
-        start, end = len(self), len(self) + key.shape[2]
-        keys = self._keys[layer] = _room(self._keys[layer], key, start, end)
-        values = self._values[layer] = _room(self._values[layer], value, start, end)
-        keys[:, :, start:end] = key
-        values[:, :, start:end] = value
-        return keys[:, :, :end], values[:, :, :end]
+        new, start = key.shape[2], len(self)
+        self.reserve(new)
+        done = 0
+        while done < new:
+            block, offset = divmod(start + done, BLOCK)
+            count = min(BLOCK - offset, new - done)
+            part = self.blocks[block].part(layer, key)
+            part[0, :, offset : offset + count] = key[0, :, done : done + count]
+            part[1, :, offset : offset + count] = value[0, :, done : done + count]
+            done += count
+
+    def gather(self, layer: int, like: Tensor, new: int) -> tuple[Tensor, Tensor]:
+        """Give keys and values [1, heads, len(self) + new, head_dim], new ones already appended.
+
+        Args:
+            like: a tensor that was appended.
+        """
+        end = len(self) + new
+        parts = [block.part(layer, like) for block in self.blocks[: blocks_for(end)]]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        keys, values = joined[:, :, :end].unbind(0)
+        return keys[None], values[None]
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Record the tokens whose positions every layer has appended."""
         self.tokens.extend(tokens)
 
     def truncate(self, length: int) -> None:
-        """Forget every position from `length` on; the buffers stay."""
+        """Forget every position from `length` on, and give back the blocks that leaves empty."""
         del self.tokens[length:]
+        kept = blocks_for(len(self))
+        for block in self.blocks[kept:]:
+            self._pool.give_back(block)
+        del self.blocks[kept:]
 
     def reuse(self, prompt: Sequence[int]) -> int:
         """Keep the longest prefix shared with `prompt` and forget the rest.
@@ -83,16 +207,9 @@ class SequenceCache:
         return kept
 
 
-def _room(buffer: Tensor | None, new: Tensor, start: int, end: int) -> Tensor:
-    """Give a buffer with at least `end` positions that holds the first `start` of the old one."""
-    if buffer is not None and buffer.shape[2] >= end:
-        return buffer
-    batch, heads, _, width = new.shape
-    capacity = -(-end // _GROWTH) * _GROWTH
-    grown = new.new_empty((batch, heads, capacity, width))
-    if buffer is not None:
-        grown[:, :, :start] = buffer[:, :, :start]
-    return grown
+def blocks_for(positions: int) -> int:
+    """Give the number of blocks that hold so many positions."""
+    return -(-positions // BLOCK)
 
 
 @dataclass
@@ -115,11 +232,17 @@ class Batch:
     """Chunks that go through the network side by side, flattened to one row of tokens.
 
     The linear layers see one [1, total, hidden] tensor and so read their weights once per step;
-    attention runs per chunk on the chunk's own cache.
+    attention runs on each chunk's own cache.
+
+    Attributes:
+        spans: first and last + 1 row of each chunk.
+        newest: rows of the chunks of a single token, which attend together.
     """
 
     chunks: Sequence[Chunk]
     spans: list[tuple[int, int]] = field(init=False)
+    newest: list[int] = field(init=False)
+    _paged: PagedCaches | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.spans = []
@@ -127,6 +250,24 @@ class Batch:
         for chunk in self.chunks:
             self.spans.append((end, end + len(chunk.tokens)))
             end += len(chunk.tokens)
+        self.newest = [first for first, last in self.spans if last - first == 1]
+
+    def paged(self, like: Tensor) -> PagedCaches:
+        """Give the caches of the rows in `newest` for the CPU's kernel, the same for every layer.
+
+        Args:
+            like: [1, heads, any, head_dim] of what will be appended, on a CPU.
+        """
+        if self._paged is None:
+            caches = [chunk.cache for chunk in self.chunks if len(chunk.tokens) == 1]
+            slabs = []
+            for cache in caches:
+                cache.reserve(1)
+                for block in cache.blocks:
+                    block.part(0, like)
+                slabs.append([block.slab for block in cache.blocks if block.slab is not None])
+            self._paged = PagedCaches(slabs, [len(cache) for cache in caches])
+        return self._paged
 
     def commit(self) -> None:
         """Record in each cache the tokens that have now passed through every layer."""
@@ -137,8 +278,12 @@ class Batch:
 class DecoderModel(Protocol):
     """All that the engine knows of a network."""
 
+    def new_pool(self, limit: int | None = None) -> BlockPool:
+        """Give a pool of blocks that fit this network."""
+        ...
+
     def new_cache(self) -> SequenceCache:
-        """Give an empty cache that fits this network."""
+        """Give an empty cache that fits this network, with a pool of its own."""
         ...
 
     def forward_chunks(self, chunks: Sequence[Chunk]) -> list[Tensor]:

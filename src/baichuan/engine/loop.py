@@ -84,6 +84,7 @@ class _Sequence:
     prompt: list[int]
     params: SamplingParams
     cache: SequenceCache
+    own_cache: bool  # nobody else's, so that its blocks are free when the request has finished
     cached: int
     sampler: Sampler
     detokenizer: IncrementalDetokenizer
@@ -126,6 +127,7 @@ class Engine:
         self._model = model
         self._decode = decode
         self._prefill_chunk = prefill_chunk
+        self._pool = model.new_pool()
         self._running: dict[int, _Sequence] = {}
         self._next_number = 0
 
@@ -155,13 +157,15 @@ class Engine:
             raise UsageError("The prompt has no tokens; give at least one.")
         if any(cache is sequence.cache for sequence in self._running.values()):
             raise UsageError("The cache is in use by a running request; give each its own.")
-        cache = self._model.new_cache() if cache is None else cache
+        own = cache is None
+        cache = SequenceCache(self._pool) if cache is None else cache
         number, self._next_number = self._next_number, self._next_number + 1
         self._running[number] = _Sequence(
             number=number,
             prompt=list(prompt),
             params=params,
             cache=cache,
+            own_cache=own,
             cached=cache.reuse(prompt),
             sampler=Sampler(params, prompt),
             detokenizer=IncrementalDetokenizer(self._decode),
@@ -171,7 +175,9 @@ class Engine:
 
     def cancel(self, request: int) -> None:
         """Forget a request; unknown numbers (finished ones) are ignored."""
-        self._running.pop(request, None)
+        sequence = self._running.pop(request, None)
+        if sequence is not None and sequence.own_cache:
+            sequence.cache.truncate(0)
 
     def step(self) -> list[Step]:
         """Run one forward pass; give a step for each request that has a new token."""
@@ -254,5 +260,5 @@ class Engine:
             text += more if met else more + sequence.stops.finish()
             reason = "stop" if met else reason
         if reason is not None:
-            del self._running[sequence.number]
+            self.cancel(sequence.number)
         return Step(sequence.number, token, text, reason, sequence.usage(now), logprobs)

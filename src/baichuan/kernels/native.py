@@ -10,11 +10,13 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-import torch  # noqa: F401  (first: the library then shares torch's OpenMP threads)
+import torch  # before the library, which then shares torch's OpenMP threads
+from torch import Tensor
 
 from baichuan.errors import UsageError
 from baichuan.language import phrase, translate
@@ -23,6 +25,8 @@ from baichuan.language import phrase, translate
 TORCH = "torch"
 #: Native implementations, the best last, and their numbers in csrc/kernels.cpp.
 LEVELS = {"generic": 0, "neon": 5, "avx2": 1, "avx2-vnni": 2, "avx512-vnni": 3, "amx": 4}
+#: Of activations, norms and caches, and their numbers there.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _VARIABLE = "BAICHUAN_KERNELS"
 _NAME = "_native"
 
@@ -30,7 +34,15 @@ _POINTER, _INT64, _INT32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
 
 class LinearCall(ctypes.Structure):
-    """`struct Linear` of csrc/kernels.cpp."""
+    """`struct Linear` of csrc/kernels.cpp.
+
+    Attributes:
+        result: the tensor that it writes to.
+        holds: what else must live until it has run.
+    """
+
+    result: Tensor
+    holds: object
 
     _fields_ = (
         *((n, _POINTER) for n in ("x", "norm", "codes", "scales", "up_codes", "up_scales")),
@@ -43,13 +55,26 @@ class LinearCall(ctypes.Structure):
 
 
 class AttendCall(ctypes.Structure):
-    """`struct Attend` of csrc/kernels.cpp."""
+    """`struct Attend` of csrc/kernels.cpp; attributes as those of `LinearCall`."""
+
+    result: Tensor
+    holds: object
 
     _fields_ = (
-        *((n, _POINTER) for n in ("query", "out", "keys", "values", "counts", "capacities")),
-        ("slopes", _POINTER),
-        *((n, _INT64) for n in ("sequences", "heads", "width")),
+        *((n, _POINTER) for n in ("query", "key", "value", "out", "blocks", "counts", "slopes")),
+        *((n, _POINTER) for n in ("cos", "sin")),
+        *((n, _INT64) for n in ("sequences", "heads", "width", "block", "layer")),
+        *((n, _INT64) for n in ("query_stride", "key_stride", "value_stride")),
         *((n, _INT32) for n in ("dtype", "level")),
+    )
+
+
+class Call(ctypes.Structure):
+    """`struct Call` of csrc/kernels.cpp: one of the two."""
+
+    _fields_ = (
+        ("linear", ctypes.POINTER(LinearCall)),
+        ("attend", ctypes.POINTER(AttendCall)),
     )
 
 
@@ -76,12 +101,27 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def run(calls: Sequence[LinearCall | AttendCall]) -> None:
+    """Run calls one after the other: each may read what those before it have written.
+
+    The caller has checked them, and holds what their pointers point to.
+    """
+    entries = (Call * len(calls))()
+    for entry, call in zip(entries, calls, strict=True):
+        if isinstance(call, LinearCall):
+            entry.linear = ctypes.pointer(call)
+        else:
+            entry.attend = ctypes.pointer(call)
+    native = library()
+    assert native is not None, "chosen() gives native names only where there is a library"
+    native.baichuan_run(entries, len(calls))
+
+
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.baichuan_available.argtypes = [_INT32]
     loaded.baichuan_available.restype = _INT32
-    for name, call in (("baichuan_linear", LinearCall), ("baichuan_attend", AttendCall)):
-        function = getattr(loaded, name)
-        function.argtypes, function.restype = [ctypes.POINTER(call)], None
+    loaded.baichuan_run.argtypes = [ctypes.POINTER(Call), _INT64]
+    loaded.baichuan_run.restype = None
     return loaded
 
 

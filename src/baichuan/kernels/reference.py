@@ -74,3 +74,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None) -> 
     if slopes is not None:
         scores = scores + slopes[:, None] * torch.arange(1 - key.shape[1], 1, device=key.device)
     return torch.einsum("hk,hkd->hd", scores.softmax(-1), value.float()).to(query.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [sequences, heads, width] by the angles of each sequence [sequences, width / 2]."""
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

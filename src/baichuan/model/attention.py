@@ -18,7 +18,6 @@ What remains for the mask is one [queries, keys] boolean without heads, made a b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
@@ -26,7 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baichuan.errors import UsageError
-from baichuan.kernels import ops
 
 #: Queries that share one mask. 256 was the fastest on CPUs; it bounds the mask's memory.
 QUERY_BLOCK = 256
@@ -55,7 +53,8 @@ def alibi_slopes(heads: int) -> list[float]:
 
 
 @lru_cache(maxsize=64)
-def _slopes_on(heads: int, device: torch.device) -> Tensor:
+def slopes_on(heads: int, device: torch.device) -> Tensor:
+    """Give the slopes as float32 [heads]; one tensor for all layers, not to be written to."""
     return torch.tensor(alibi_slopes(heads), dtype=torch.float32, device=device)
 
 
@@ -99,25 +98,6 @@ def attend(
     # Counted from the middle of the new positions: small numbers round least.
     wide_key[..., width:] = _index_channels(keys, keys - queries // 2, key)
     return _attend_blocks(wide_query, wide_key, wide_value, mask, scale)[..., :width]
-
-
-def attend_newest(query: Tensor, caches: Iterable[tuple[Tensor, Tensor]], *, alibi: bool) -> Tensor:
-    """Attend from the newest position of each of several sequences to what its own cache holds.
-
-    Args:
-        query: [1, heads, sequences, head_dim].
-        caches: per sequence keys and values, each [1, heads, positions, head_dim].
-        alibi: whether scores carry the ALiBi bias.
-
-    Returns:
-        [1, heads, sequences, head_dim]. On a CPU one kernel call takes all sequences.
-    """
-    if query.device.type != "cpu":
-        rows = zip(torch.split(query, 1, dim=2), caches, strict=True)
-        return torch.cat([attend(q, k, v, alibi=alibi) for q, (k, v) in rows], dim=2)
-    slopes = _slopes_on(query.shape[1], query.device) if alibi else None
-    held = [(keys[0], values[0]) for keys, values in caches]
-    return ops.attend(query[0].transpose(0, 1), held, slopes).transpose(0, 1)[None]
 
 
 def _attend_blocks(
@@ -168,7 +148,7 @@ def _visible(mask: Tensor | None, rows: slice, past: int, device: torch.device) 
 
 def _bias(query: Tensor, keys: int, visible: Tensor | None) -> Tensor:
     """ALiBi as a float mask [batch or 1, heads, queries or 1, keys]; 0 at the newest key."""
-    slopes = _slopes_on(query.shape[1], query.device)
+    slopes = slopes_on(query.shape[1], query.device)
     index = torch.arange(1 - keys, 1, dtype=torch.float32, device=query.device)
     bias = (slopes[:, None] * index)[None, :, None, :]
     if visible is not None:
@@ -181,7 +161,7 @@ def _slope_channels(query: Tensor, scale: float) -> Tensor:
 
     Each part keeps the leading bits that the dtype holds, the next part what is left.
     """
-    rest = _slopes_on(query.shape[1], query.device) / scale
+    rest = slopes_on(query.shape[1], query.device) / scale
     channels = []
     for _ in range(_SLOPE_PARTS):
         part = rest.to(query.dtype)

@@ -1,8 +1,7 @@
 """The Baichuan-13B and Baichuan-7B networks for transformers 5.
 
-Pre-norm decoder: x += attention(norm(x)); x += mlp(norm(x)); weight names as published (`W_pack`
-holds q, k and v). Knows nothing of files (pretrained.py), of bits (linears may be swapped from
-outside) or of text (chatting.py).
+Embedding, decoder layers (layers.py), final norm, head. Knows nothing of files (pretrained.py), of
+bits (linears may be swapped from outside) or of text (chatting.py).
 """
 
 from __future__ import annotations
@@ -13,136 +12,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from baichuan.engine.cache import Batch, Chunk, SequenceCache
+from baichuan.engine.cache import Batch, BlockPool, Chunk, SequenceCache
 from baichuan.errors import UsageError
-from baichuan.model.attention import attend, attend_newest
+from baichuan.model import decoding
 from baichuan.model.chatting import ChatMixin
 from baichuan.model.configuration import BaichuanConfig
-from baichuan.model.fusion import gated, project
+from baichuan.model.layers import BaichuanDecoderLayer, BaichuanRMSNorm, Rotary
 from baichuan.model.pretrained import BaichuanPreTrainedModel
 from baichuan.model.quantization import QuantizeMixin
-from baichuan.model.rotary import rotary_angles, rotate
-
-#: (cos, sin), each [batch, positions, head_dim / 2]; None under ALiBi.
-Rotary = tuple[Tensor, Tensor] | None
-
-
-class BaichuanRMSNorm(nn.Module):
-    """Root mean square norm; statistics in float32, the weight applied in its own dtype."""
-
-    def __init__(self, hidden_size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis of x [..., hidden]."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(self.weight.dtype)
-
-
-class BaichuanMLP(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, config: BaichuanConfig) -> None:
-        super().__init__()
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(hidden, inner, bias=False)
-        self.up_proj = nn.Linear(hidden, inner, bias=False)
-        self.down_proj = nn.Linear(inner, hidden, bias=False)
-
-    def forward(self, x: Tensor, norm: BaichuanRMSNorm) -> Tensor:
-        """Give x plus the block's output for norm(x); x is [..., hidden]."""
-        inner = gated(self.gate_proj, self.up_proj, x, norm=norm)
-        return project(self.down_proj, inner, residual=x)
-
-
-class BaichuanAttention(nn.Module):
-    """Multi-head attention over a padded batch with transformers' cache, or over ragged chunks."""
-
-    def __init__(self, config: BaichuanConfig, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.heads, self.head_dim = config.num_attention_heads, config.head_dim
-        self.alibi = config.position_embedding == "alibi"
-        self.W_pack = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(
-        self,
-        x: Tensor,
-        norm: BaichuanRMSNorm,
-        mask: Tensor | None,
-        rotary: Rotary,
-        past_key_values: Cache | Batch | None,
-    ) -> Tensor:
-        """Give x plus attention from norm(x) to itself and to the cache; x [batch, n, hidden]."""
-        batch, positions, _ = x.shape
-        packed = project(self.W_pack, x, norm=norm)
-        packed = packed.view(batch, positions, 3, self.heads, self.head_dim)
-        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        if rotary is not None:
-            query, key = rotate(query, rotary), rotate(key, rotary)
-        if isinstance(past_key_values, Batch):
-            out = self._attend_chunks(query, key, value, past_key_values)
-        else:
-            out = self._attend_padded(query, key, value, mask, past_key_values)
-        joined = out.transpose(1, 2).reshape(batch, positions, -1)
-        return project(self.o_proj, joined, residual=x)
-
-    def _attend_padded(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cache: Cache | None
-    ) -> Tensor:
-        if cache is not None:
-            end = int(cache.get_seq_length(self.layer)) + key.shape[2]
-            key, value = cache.update(key, value, self.layer)
-            # A static cache returns its whole buffer; what lies behind `end` is not written yet.
-            key, value = key[:, :, :end], value[:, :, :end]
-        return attend(query, key, value, alibi=self.alibi, mask=mask)
-
-    def _attend_chunks(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-        newest: dict[int, tuple[Tensor, Tensor]] = {}
-        out = query  # until a chunk of several tokens needs a tensor of its own
-        for chunk, (first, last) in zip(batch.chunks, batch.spans, strict=True):
-            new = slice(first, last)
-            keys, values = chunk.cache.append(self.layer, key[:, :, new], value[:, :, new])
-            if last - first == 1:
-                newest[first] = keys, values
-            else:
-                out = torch.empty_like(query) if out is query else out
-                out[:, :, new] = attend(query[:, :, new], keys, values, alibi=self.alibi)
-        if len(newest) == query.shape[2]:
-            return attend_newest(query, newest.values(), alibi=self.alibi)
-        if newest:
-            rows = list(newest)
-            out[:, :, rows] = attend_newest(query[:, :, rows], newest.values(), alibi=self.alibi)
-        return out
-
-
-class BaichuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
-    """One attention block and one MLP block around the residual stream."""
-
-    def __init__(self, config: BaichuanConfig, layer: int) -> None:
-        super().__init__()
-        self.self_attn = BaichuanAttention(config, layer)
-        self.mlp = BaichuanMLP(config)
-        self.input_layernorm = BaichuanRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = BaichuanRMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        rotary: Rotary = None,
-        past_key_values: Cache | Batch | None = None,
-    ) -> Tensor:
-        """Map x [batch, positions, hidden] to the same shape."""
-        x = self.self_attn(x, self.input_layernorm, mask, rotary, past_key_values)
-        return cast(Tensor, self.mlp(x, self.post_attention_layernorm))
+from baichuan.model.rotary import rotary_angles
 
 
 class BaichuanModel(BaichuanPreTrainedModel):
@@ -198,10 +78,14 @@ class BaichuanModel(BaichuanPreTrainedModel):
         mask = _needed_mask(attention_mask, _held(past_key_values) + x.shape[1])
         rotary = self._rotary(x, position_ids, past_key_values)
         hidden = [x]
-        for layer in self.layers:
-            x = layer(x, mask=mask, rotary=rotary, past_key_values=past_key_values)
-            if output_hidden_states:
-                hidden.append(x)
+        if not output_hidden_states and decoding.applies(self.layers, x, past_key_values):
+            angles = rotary and (rotary[0][0], rotary[1][0])
+            x = decoding.decode(self.layers, x, cast(Batch, past_key_values), angles)
+        else:
+            for layer in self.layers:
+                x = layer(x, mask=mask, rotary=rotary, past_key_values=past_key_values)
+                if output_hidden_states:
+                    hidden.append(x)
         x = self.norm(x)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
@@ -335,9 +219,13 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         """Keep the [batch, keys] mask (`generate` would make [batch, 1, positions, buffer])."""
         return attention_mask
 
+    def new_pool(self, limit: int | None = None) -> BlockPool:
+        """Give a pool of cache blocks, for several sequences."""
+        return BlockPool(self.config.num_hidden_layers, limit)
+
     def new_cache(self) -> SequenceCache:
         """Give an empty cache for one sequence."""
-        return SequenceCache(self.config.num_hidden_layers)
+        return SequenceCache(self.new_pool())
 
     @torch.inference_mode()
     def forward_chunks(self, chunks: Sequence[Chunk]) -> list[Tensor]:

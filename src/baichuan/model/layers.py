@@ -1,0 +1,163 @@
+"""The decoder layers: norm, attention and MLP around a residual stream.
+
+Pre-norm: x += attention(norm(x)); x += mlp(norm(x)); weight names as published (`W_pack` holds q, k
+and v). Knows nothing of bits (linears may be swapped from outside).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from baichuan.engine.cache import Batch
+from baichuan.kernels.paged import attend_newest
+from baichuan.model.attention import attend, slopes_on
+from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.fusion import gated, project
+from baichuan.model.rotary import rotate
+
+#: (cos, sin), each [batch, positions, head_dim / 2]; None under ALiBi.
+Rotary = tuple[Tensor, Tensor] | None
+
+
+class BaichuanRMSNorm(nn.Module):
+    """Root mean square norm; statistics in float32, the weight applied in its own dtype."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis of x [..., hidden]."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(self.weight.dtype)
+
+
+class BaichuanMLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: Tensor, norm: BaichuanRMSNorm) -> Tensor:
+        """Give x plus the block's output for norm(x); x is [..., hidden]."""
+        inner = gated(self.gate_proj, self.up_proj, x, norm=norm)
+        return project(self.down_proj, inner, residual=x)
+
+
+class BaichuanAttention(nn.Module):
+    """Multi-head attention over a padded batch with transformers' cache, or over ragged chunks."""
+
+    def __init__(self, config: BaichuanConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.alibi = config.position_embedding == "alibi"
+        self.W_pack = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        norm: BaichuanRMSNorm,
+        mask: Tensor | None,
+        rotary: Rotary,
+        past_key_values: Cache | Batch | None,
+    ) -> Tensor:
+        """Give x plus attention from norm(x) to itself and to the cache; x [batch, n, hidden]."""
+        batch, positions, _ = x.shape
+        packed = project(self.W_pack, x, norm=norm)
+        packed = packed.view(batch, positions, 3, self.heads, self.head_dim)
+        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        if isinstance(past_key_values, Batch):
+            out = self._attend_chunks(query, key, value, rotary, past_key_values)
+        else:
+            out = self._attend_padded(query, key, value, mask, rotary, past_key_values)
+        joined = out.transpose(1, 2).reshape(batch, positions, -1)
+        return project(self.o_proj, joined, residual=x)
+
+    def _attend_padded(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        rotary: Rotary,
+        cache: Cache | None,
+    ) -> Tensor:
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        if cache is not None:
+            end = int(cache.get_seq_length(self.layer)) + key.shape[2]
+            key, value = cache.update(key, value, self.layer)
+            # A static cache returns its whole buffer; what lies behind `end` is not written yet.
+            key, value = key[:, :, :end], value[:, :, :end]
+        return attend(query, key, value, alibi=self.alibi, mask=mask)
+
+    def _attend_chunks(
+        self, query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, batch: Batch
+    ) -> Tensor:
+        newest = batch.newest if query.device.type == "cpu" else []
+        if len(newest) == query.shape[2]:
+            return self._attend_newest(query, key, value, rotary, batch)
+        out = torch.empty_like(query)
+        if newest:
+            q, k, v = (tensor[:, :, newest] for tensor in (query, key, value))
+            angles = rotary and (rotary[0][:, newest], rotary[1][:, newest])
+            out[:, :, newest] = self._attend_newest(q, k, v, angles, batch)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        for chunk, (first, last) in zip(batch.chunks, batch.spans, strict=True):
+            if first in newest:
+                continue
+            new = slice(first, last)
+            chunk.cache.append(self.layer, key[:, :, new], value[:, :, new])
+            keys, values = chunk.cache.gather(self.layer, key, last - first)
+            out[:, :, new] = attend(query[:, :, new], keys, values, alibi=self.alibi)
+        return out
+
+    def _attend_newest(
+        self, query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, batch: Batch
+    ) -> Tensor:
+        out = attend_newest(
+            query[0].transpose(0, 1),
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
+            batch.paged(key),
+            self.layer,
+            slopes=slopes_on(self.heads, query.device) if self.alibi else None,
+            angles=rotary and (rotary[0][0], rotary[1][0]),
+        )
+        return out.transpose(0, 1)[None]
+
+
+class BaichuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+    """One attention block and one MLP block around the residual stream."""
+
+    def __init__(self, config: BaichuanConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = BaichuanAttention(config, layer)
+        self.mlp = BaichuanMLP(config)
+        self.input_layernorm = BaichuanRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = BaichuanRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        rotary: Rotary = None,
+        past_key_values: Cache | Batch | None = None,
+    ) -> Tensor:
+        """Map x [batch, positions, hidden] to the same shape."""
+        x = self.self_attn(x, self.input_layernorm, mask, rotary, past_key_values)
+        return cast(Tensor, self.mlp(x, self.post_attention_layernorm))
