@@ -2,6 +2,7 @@
 
     BaichuanError               anything below; the command line prints it and exits 2
     ├── UsageError              an argument that cannot be: what was given, what is allowed
+    │   └── ContextLengthError  more tokens than the model's context holds
     ├── CheckpointError         files that are missing, broken, unsafe, or of another model
     ├── TokenizerError          a vocabulary file that cannot serve
     ├── PromptError             messages that make no conversation
@@ -32,6 +33,10 @@ class BaichuanError(Exception):
 
 class UsageError(BaichuanError, ValueError):
     """An argument has a value that is not allowed."""
+
+
+class ContextLengthError(UsageError):
+    """A prompt, with the answer that is asked for, is longer than the model's context."""
 
 
 class CheckpointError(BaichuanError, OSError):

@@ -10,6 +10,7 @@ import pytest
 from baichuan.errors import (
     BaichuanError,
     CheckpointError,
+    ContextLengthError,
     DownloadError,
     PromptError,
     QueueFullError,
@@ -21,7 +22,7 @@ from baichuan.errors import (
 CLASSES = [
     BaichuanError,
     *(UsageError, CheckpointError, TokenizerError, PromptError, DownloadError),
-    *(QueueFullError, StoppedError),
+    *(ContextLengthError, QueueFullError, StoppedError),
 ]
 TEMPLATE = "{path} holds no table of settings. Fetch the file again."
 ENGLISH = "a{0}.json holds no table of settings. Fetch the file again."

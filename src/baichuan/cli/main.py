@@ -179,6 +179,76 @@ def quantize(
     run_quantize(source, target, bits, group_size)
 
 
+@app.command(
+    help=translate(
+        "Serve a model to many users at once, by OpenAI's API (docs/serving.md).\n\n"
+        "Ctrl+C or SIGTERM ends it; answers under way are finished first."
+    )
+)
+def serve(
+    model: Model = None,
+    host: Annotated[
+        str, typer.Option(help=translate("Address to listen on; 0.0.0.0 is every one."))
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help=translate("Port to listen on."), max=65535)] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="BAICHUAN_API_KEY",
+            help=translate("Key that clients must send; may be given several times."),
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help=translate("The model's name for clients; may be given several times.")),
+    ] = None,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help=translate("Answers computed side by side."))
+    ] = 32,
+    max_queue: Annotated[
+        int, typer.Option(min=0, help=translate("Requests that may wait; more are told to retry."))
+    ] = 128,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help=translate("Seconds that an answer may take."))
+    ] = 600,
+    drain: Annotated[
+        float,
+        typer.Option(min=0, help=translate("Seconds for answers under way when told to end.")),
+    ] = 30,
+    max_body: Annotated[int, typer.Option(min=1, help=translate("Most bytes of a request."))] = 1
+    << 20,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help=translate("Web page that may call (CORS); may be given several times.")),
+    ] = None,
+    engine: Annotated[str, typer.Option(help=translate("What computes the answers."))] = "baichuan",
+    bits: Bits = None,
+    huge_pages: HugePages = False,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Run `baichuan serve`."""
+    from baichuan.cli.serve import run_serve
+
+    run_serve(
+        model,
+        engine=engine,
+        names=served_model_name or (),
+        host=host,
+        port=port,
+        drain=drain,
+        max_batch=max_batch,
+        max_queue=max_queue,
+        limits={
+            "api_keys": api_key or (),
+            "origins": allow_origin or (),
+            "max_body": max_body,
+            "timeout": timeout,
+        },
+        where={"bits": bits, "huge_pages": huge_pages, "dtype": dtype, "device": device},
+    )
+
+
 @app.command(help=translate("Show versions, devices, and what a checkpoint is."))
 def info(model: Model = None) -> None:
     """Run `baichuan info`."""

@@ -1,0 +1,119 @@
+"""Everything that can go wrong with a request, in the shape of OpenAI's errors.
+
+Knows statuses and `protocol.Failure`; no route.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from baichuan.errors import BaichuanError
+from baichuan.language import translate
+from baichuan.serve.protocol import Failure
+from baichuan.serve.schema import Error, ErrorBody
+
+
+class _Kind(NamedTuple):
+    """Status, OpenAI's type and code, and seconds after which to try again."""
+
+    status: int
+    type: str
+    code: str | None = None
+    retry_after: int | None = None
+
+
+_KINDS = {
+    "invalid": _Kind(400, "invalid_request_error"),
+    "too_long": _Kind(400, "invalid_request_error", "context_length_exceeded"),
+    "unauthorized": _Kind(401, "authentication_error", "invalid_api_key"),
+    "no_model": _Kind(404, "invalid_request_error", "model_not_found"),
+    "slow_body": _Kind(408, "invalid_request_error", "request_timeout"),
+    "large_body": _Kind(413, "invalid_request_error", "request_too_large"),
+    "busy": _Kind(429, "rate_limit_error", "queue_full", retry_after=2),
+    "internal": _Kind(500, "server_error"),
+    "unavailable": _Kind(503, "server_error", "model_unavailable", retry_after=5),
+    "timeout": _Kind(504, "server_error", "timeout"),
+}
+
+
+class ApiError(Exception):
+    """An error that ends a request.
+
+    Args:
+        kind: a key of the table above.
+        message: a sentence for the person who asked.
+        param: the part of the body that is wrong.
+    """
+
+    def __init__(self, kind: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self._kind = _KINDS[kind]
+        # What came as half a character cannot be sent back.
+        printable = message.encode("utf-8", "replace").decode()
+        error = Error(message=printable, type=self._kind.type, param=param, code=self._kind.code)
+        self.body = ErrorBody(error=error)
+
+    @classmethod
+    def of(cls, failure: Failure) -> ApiError:
+        """Give the error that a failure in the model process means."""
+        return cls(failure.kind, failure.message)
+
+    def response(self) -> JSONResponse:
+        """Give the answer with its status."""
+        headers = {}
+        if self._kind.retry_after is not None:
+            headers["Retry-After"] = str(self._kind.retry_after)
+        if self._kind.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body.model_dump(), self._kind.status, headers)
+
+
+def internal_error() -> ApiError:
+    """Give the error that is our fault; the log says more, the client gets no detail."""
+    return ApiError("internal", translate("An error in the server; its log says more."))
+
+
+async def on_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer whatever a route raised."""
+    if isinstance(error, ApiError):
+        return error.response()
+    if isinstance(error, BaichuanError):
+        return ApiError("invalid", str(error)).response()
+    if isinstance(error, RequestValidationError):
+        return _of_validation(error).response()
+    if isinstance(error, HTTPException):
+        return _of_http(request, error)
+    return internal_error().response()
+
+
+def _of_validation(error: RequestValidationError) -> ApiError:
+    """Name the first thing that is wrong with a body."""
+    first: dict[str, Any] = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError("invalid", translate("The body is not JSON."))
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    message = f"{where}: {first['msg']}." if where else f"{first['msg']}."
+    return ApiError("invalid", message, where.encode("utf-8", "replace").decode() or None)
+
+
+def _of_http(request: Request, error: HTTPException) -> JSONResponse:
+    """Answer what the framework itself refuses: unknown paths, other methods, unreadable bodies."""
+    if error.status_code == 404:
+        message = translate("There is no {path} here; see /docs.", path=request.url.path)
+    elif error.status_code == 405:
+        message = translate(
+            "{path} does not take {method}; see /docs.",
+            path=request.url.path,
+            method=request.method,
+        )
+    elif error.status_code == 400:
+        message = translate("The body is not JSON in UTF-8.")
+    else:
+        message = f"{error.detail}."
+    body = ErrorBody(error=Error(message=message, type="invalid_request_error"))
+    return JSONResponse(body.model_dump(), error.status_code, error.headers)

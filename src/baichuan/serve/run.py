@@ -1,0 +1,86 @@
+"""From options to a server that runs until it is told to end. Knows uvicorn, sockets and logs."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import sys
+
+import uvicorn
+
+from baichuan.errors import BaichuanError, UsageError
+from baichuan.language import translate
+from baichuan.serve.app import ApiOptions, make_app
+from baichuan.serve.guard import access_log
+from baichuan.serve.protocol import WorkerOptions
+from baichuan.serve.supervisor import ModelProcess
+
+_log = logging.getLogger(__name__)
+
+
+def run_server(worker: WorkerOptions, api: ApiOptions, host: str, port: int, drain: float) -> None:
+    """Serve until SIGINT or SIGTERM; answers under way may then take `drain` seconds more.
+
+    Raises:
+        UsageError: the address cannot be had.
+        BaichuanError: the model cannot be loaded.
+    """
+    _set_up_logs()
+    listening = _listen(host, port)
+    reasons: list[str] = []
+
+    def give_up(reason: str) -> None:
+        reasons.append(reason)
+        server.should_exit = True
+
+    app = make_app(ModelProcess(worker, give_up), api)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,  # the guard writes it
+            server_header=False,
+            ws="none",
+            timeout_graceful_shutdown=round(drain),
+        )
+    )
+    _log.info("%s at http://%s:%d/v1", api.names[0], *listening.getsockname()[:2])
+    if not (api.api_keys or _is_loopback(host)):
+        _log.warning(
+            translate("Whoever reaches {host} may use the model: there is no --api-key.", host=host)
+        )
+    server.run(sockets=[listening])
+    if reasons:
+        raise BaichuanError("The model cannot be served: {reason}", reason=reasons[0])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            "The server cannot listen on {host}:{port} ({reason}); choose another --host or "
+            "--port.",
+            host=host,
+            port=port,
+            reason=error.strerror if isinstance(error, OSError) else error,
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _set_up_logs() -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    access_log.handlers = [lines]
+    access_log.propagate = False

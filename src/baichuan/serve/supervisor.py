@@ -1,0 +1,176 @@
+"""The HTTP process's side of the model process: starts it, talks to it, starts it again.
+
+When the model process dies, whatever was under way fails with a sentence, and a new one is started;
+until it has loaded the model, calls fail at once. Knows `protocol.py`; no HTTP and no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from threading import Thread
+from typing import Any
+
+from baichuan.language import translate
+from baichuan.serve.protocol import Call, Cancel, Close, Failure, Ready, Reply, WorkerOptions
+
+#: Seconds before a model process that died without having been ready is started again, doubled
+#: each time up to the second value.
+_PAUSES = (1.0, 60.0)
+_SECONDS_TO_END = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+class ModelProcess:
+    """One model process at a time, restarted when it dies; belongs to one event loop.
+
+    Args:
+        options: for the worker.
+        give_up: called when the very first start fails, with the reason.
+
+    Attributes:
+        ready: what the process said when it had loaded the model; None before and in between.
+        starts: how often a process was started.
+    """
+
+    def __init__(self, options: WorkerOptions, give_up: Callable[[str], None]) -> None:
+        self._options = options
+        self._give_up = give_up
+        self._numbers = itertools.count()
+        self._replies: dict[int, asyncio.Queue[Reply]] = {}
+        self._sender = ThreadPoolExecutor(1, "to the model")
+        self._connection: Connection | None = None
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+        self.ready: Ready | None = None
+        self.starts = 0
+
+    def start(self) -> None:
+        """Start in the background."""
+        self._task = asyncio.create_task(self._supervise())
+
+    async def close(self) -> None:
+        """End the process and wait for that."""
+        self._closing = True
+        self._send(-1, Close())
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        self._sender.shutdown()
+
+    @contextmanager
+    def call(self, call: Call) -> Iterator[asyncio.Queue[Reply]]:
+        """Send a call; replies arrive in the queue, a `Failure` being the last.
+
+        Leaving the block ends the call, so that the engine stops working on it.
+        """
+        number = next(self._numbers)
+        replies = self._replies[number] = asyncio.Queue()
+        try:
+            if self.ready is None:
+                replies.put_nowait(_unavailable())
+            else:
+                self._send(number, call)
+            yield replies
+        finally:
+            del self._replies[number]
+            self._send(number, Cancel())
+
+    async def ask(self, call: Call) -> Reply:
+        """Send a call that has one reply and wait for it."""
+        with self.call(call) as replies:
+            return await replies.get()
+
+    def _send(self, number: int, call: Call) -> None:
+        if self._connection is not None:
+            self._sender.submit(_send_or_drop, self._connection, (number, call))
+
+    async def _supervise(self) -> None:
+        pause, most = _PAUSES
+        while not self._closing:
+            was_ready = await self._run_one()
+            pause = _PAUSES[0] if was_ready else min(2 * pause, most)
+            await asyncio.sleep(0 if was_ready else pause)
+
+    async def _run_one(self) -> bool:
+        """Run one process to its end; say whether it ever was ready."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        process, self._connection = await loop.run_in_executor(None, _spawn, self._options)
+        self.starts += 1
+
+        def receive(connection: Connection) -> None:
+            """Hand replies to the event loop until there can be no more (on a thread)."""
+            with connection, suppress(EOFError, OSError):
+                while True:
+                    loop.call_soon_threadsafe(self._dispatch, *connection.recv())
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(ended.set)
+
+        Thread(target=receive, args=(self._connection,), daemon=True).start()
+        try:
+            await ended.wait()
+        finally:
+            was_ready, self.ready = self.ready is not None, None
+            self._connection = None
+            for replies in self._replies.values():
+                replies.put_nowait(_unavailable())
+            # One that is still loading does not listen.
+            patience = _SECONDS_TO_END if was_ready else 0.0
+            await asyncio.shield(loop.run_in_executor(None, _end, process, patience))
+        _log.error("the model process ended with code %s", process.exitcode)
+        return was_ready
+
+    def _dispatch(self, number: int, reply: Reply) -> None:
+        if number in self._replies:
+            self._replies[number].put_nowait(reply)
+        elif isinstance(reply, Ready):
+            self.ready = reply
+            _log.info("the model is ready")
+        elif number < 0 and isinstance(reply, Failure):
+            _log.error("the model cannot be loaded: %s", reply.message)
+            if self.starts == 1:
+                self._give_up(reply.message)
+
+
+def _spawn(options: WorkerOptions) -> tuple[Any, Connection]:
+    """Start a model process; give it and our end of the connection."""
+    # Not forked: torch's threads and locks do not survive that.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, options), name="model", daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _work(connection: Connection, options: WorkerOptions) -> None:
+    from baichuan.serve.worker import main  # torch, in the model process only
+
+    main(connection, options)
+
+
+def _end(process: Any, patience: float) -> None:
+    process.join(patience)
+    if process.is_alive():
+        process.kill()
+        process.join()
+
+
+def _send_or_drop(connection: Connection, message: tuple[int, Call]) -> None:
+    with suppress(OSError, ValueError):  # it died or was closed, which the receiver notices
+        connection.send(message)
+
+
+def _unavailable() -> Failure:
+    return Failure(
+        "unavailable", translate("The model is being loaded; ask again in a few seconds.")
+    )

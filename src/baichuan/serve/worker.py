@@ -1,0 +1,253 @@
+"""The model process: loads a model, runs its engine and answers the calls of `protocol.py`.
+
+Knows model, tokenizer and engine; no HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cached_property, partial
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+from transformers.utils.logging import disable_progress_bar
+
+from baichuan.checkpoint.load import load
+from baichuan.engine.cache import DecoderModel
+from baichuan.engine.detokenize import Decode
+from baichuan.engine.loop import Engine, Step
+from baichuan.engine.runner import Request, Runner
+from baichuan.engine.sampling import SamplingParams
+from baichuan.errors import (
+    BaichuanError,
+    ContextLengthError,
+    QueueFullError,
+    StoppedError,
+    UsageError,
+)
+from baichuan.language import translate
+from baichuan.model.network import BaichuanForCausalLM
+from baichuan.model.prompt import Message, encode_chat
+from baichuan.model.tokenizer import BaichuanTokenizer
+from baichuan.serve.grammar import JsonGrammars, token_bytes
+from baichuan.serve.protocol import (
+    Call,
+    Cancel,
+    Close,
+    Count,
+    Counts,
+    Encode,
+    Encoded,
+    Failure,
+    Job,
+    Piece,
+    Prompt,
+    Ready,
+    Reply,
+    TokenLogprob,
+    WorkerOptions,
+)
+
+_SEEDS = 2**63
+
+_log = logging.getLogger(__name__)
+
+
+def main(connection: Connection, options: WorkerOptions) -> None:
+    """Load, say `Ready` or `Failure`, and answer until the other end is closed or gone."""
+    # They are for the HTTP process, which lets the answers under way end before it closes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sending = threading.Lock()
+
+    def reply(number: int, content: Reply) -> None:
+        with sending:
+            connection.send((number, content))
+
+    if options.model is None or not sys.stderr.isatty():
+        disable_progress_bar()
+    try:
+        model, tokenizer = load(options.model, **options.where)
+    except Exception as error:
+        reply(-1, failure(error))
+        return
+    gone = suppress(EOFError, OSError)
+    with Worker(model, tokenizer, reply, options.max_batch, options.max_queue) as worker, gone:
+        reply(-1, Ready(model.config.context_length))
+        call: Call | None = None
+        while not isinstance(call, Close):
+            number, call = connection.recv()
+            worker.handle(number, call)
+
+
+def failure(error: Exception) -> Failure:
+    """Say what went wrong to the person who asked; what is our fault is logged, not told."""
+    if isinstance(error, ContextLengthError):
+        return Failure("too_long", str(error))
+    if isinstance(error, QueueFullError):
+        return Failure("busy", str(error))
+    if isinstance(error, StoppedError):
+        return Failure("unavailable", str(error))
+    if isinstance(error, BaichuanError):
+        return Failure("invalid", str(error))
+    _log.error("a call failed", exc_info=error)
+    return Failure("internal", translate("An error in the server; its log says more."))
+
+
+class Worker:
+    """Answers calls with one engine; also a context manager.
+
+    Args:
+        model, tokenizer: from `baichuan.load`.
+        reply: takes the number of a call and a reply to it, from any thread.
+        max_batch, max_queue: as `Runner` takes them.
+    """
+
+    def __init__(
+        self,
+        model: BaichuanForCausalLM,
+        tokenizer: BaichuanTokenizer,
+        reply: Callable[[int, Reply], None],
+        max_batch: int,
+        max_queue: int,
+    ) -> None:
+        self._config = model.config
+        self._defaults = model.generation_config
+        self._tokenizer = tokenizer
+        self._token_bytes = token_bytes(tokenizer)
+        self._reply = reply
+        self._requests: dict[int, list[Request]] = {}
+        decode = partial(tokenizer.decode, skip_special_tokens=True)
+        engine = Engine(cast(DecoderModel, model), cast(Decode, decode))
+        self._runner = Runner(engine, max_batch=max_batch, max_queue=max_queue)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.close()
+
+    def handle(self, number: int, call: Call) -> None:
+        """Take a call and return at once; its replies come when there are any."""
+        try:
+            if isinstance(call, Job):
+                self._start(number, call)
+            elif isinstance(call, Cancel):
+                self._cancel(number)
+            elif isinstance(call, Encode):
+                self._reply(number, Encoded(self._encode(call.prompt)))
+            elif isinstance(call, Count):
+                self._reply(number, Counts(asdict(self._runner.stats())))
+        except Exception as error:
+            self._cancel(number)
+            self._reply(number, failure(error))
+
+    def _cancel(self, number: int) -> None:
+        for request in self._requests.pop(number, ()):
+            request.cancel()
+
+    def _start(self, number: int, job: Job) -> None:
+        prompts = [self._encode(prompt) for prompt in job.prompts]
+        settings = dict(job.settings)
+        if job.schema is not None:
+            settings["constraint"] = self._grammars.constraint(job.schema)
+        params = [self._params(len(ids), settings) for ids in prompts]
+        requests = self._requests[number] = []
+        for index in range(len(prompts) * job.n):
+            prompt, answer = divmod(index, job.n)
+            deliver = partial(self._deliver, number, index)
+            mine = _with_seed(params[prompt], answer)
+            requests.append(self._runner.submit(prompts[prompt], mine, deliver))
+
+    def _deliver(self, number: int, index: int, arrived: Step | Exception) -> None:
+        """Send what the engine gives (on its thread)."""
+        if isinstance(arrived, Exception):
+            self._reply(number, failure(arrived))
+            return
+        reason = arrived.finish_reason
+        usage = arrived.usage
+        piece = Piece(
+            index=index,
+            text=arrived.text,
+            finish_reason="stop" if reason == "eos" else reason,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            logprob=self._logprob(arrived),
+        )
+        self._reply(number, piece)
+
+    def _logprob(self, step: Step) -> TokenLogprob | None:
+        if step.logprobs is None:
+            return None
+        top = [(self._bytes_of(token), value) for token, value in step.logprobs.top]
+        return TokenLogprob(self._bytes_of(step.token), step.logprobs.chosen, top)
+
+    def _bytes_of(self, token: int) -> bytes:
+        # A network may have more logits than the vocabulary has pieces.
+        return self._token_bytes[token] if token < len(self._token_bytes) else b""
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self._tokenizer.encode_text(prompt)
+        if prompt and isinstance(prompt[0], dict):
+            user, assistant = self._roles
+            return encode_chat(
+                self._tokenizer,
+                cast(list[Message], prompt),
+                user_token_id=user,
+                assistant_token_id=assistant,
+            )
+        ids = cast(list[int], list(prompt))
+        if any(not 0 <= i < self._config.vocab_size for i in ids):
+            raise UsageError(
+                "The prompt has token ids that there are not; they go from 0 to {last}.",
+                last=self._config.vocab_size - 1,
+            )
+        return ids
+
+    @property
+    def _roles(self) -> tuple[int, int]:
+        """The ids that begin a user's and an assistant's turn, else those of the 13B."""
+        user = getattr(self._defaults, "user_token_id", None)
+        assistant = getattr(self._defaults, "assistant_token_id", None)
+        return 195 if user is None else int(user), 196 if assistant is None else int(assistant)
+
+    def _params(self, prompt_tokens: int, settings: dict[str, Any]) -> SamplingParams:
+        """Give the sampling parameters of an answer, which must fit behind its prompt."""
+        eos = {} if self._defaults.eos_token_id is not None else {"eos_token_ids": self._ends}
+        params = SamplingParams.from_generation_config(self._defaults, **eos, **settings)
+        context = self._config.context_length
+        room = context - prompt_tokens
+        asked = settings.get("max_tokens")
+        if room < (asked or 1):
+            raise ContextLengthError(
+                "This model's context holds {context} tokens, but the prompt has {prompt} and "
+                "max_tokens asks for {asked}; shorten one of them.",
+                context=context,
+                prompt=prompt_tokens,
+                asked=asked or 1,
+            )
+        return params.changed(max_tokens=min(params.max_tokens, room))
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        ids = self._config.eos_token_id
+        return tuple(ids) if isinstance(ids, list) else (2 if ids is None else ids,)
+
+    @cached_property
+    def _grammars(self) -> JsonGrammars:
+        return JsonGrammars(self._tokenizer, self._config.vocab_size, self._roles, self._ends[0])
+
+
+def _with_seed(params: SamplingParams, answer: int) -> SamplingParams:
+    """Give each answer to the same prompt a seed of its own."""
+    if params.seed is None or answer == 0:
+        return params
+    return params.changed(seed=(params.seed + answer) % _SEEDS)
