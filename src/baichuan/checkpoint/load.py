@@ -19,6 +19,7 @@ from baichuan.model.pretrained import read_config
 from baichuan.model.registration import register
 from baichuan.model.tokenizer import BaichuanTokenizer
 from baichuan.quant.plan import use_huge_pages
+from baichuan.quant.scheme import Scheme
 
 #: The small model that travels with the package.
 DEMO = Path(__file__).parents[1] / "demo"
@@ -61,6 +62,8 @@ def load(
             `bits` for a checkpoint that is quantized otherwise.
     """
     register()
+    if bits is not None:
+        Scheme.of_bits(bits)  # refused before anything is fetched or read
     device = _device(device)
     given = None if dtype is None else _dtype(dtype)
     directory = local_directory(DEMO if name_or_path is None else name_or_path, **hub)
@@ -77,7 +80,8 @@ def load(
         return model, tokenizer
     # As they lie in the file, so that nothing is copied before it is quantized.
     model = network.from_pretrained(directory, config=config, dtype="auto")
-    model.quantize(bits, progress=progress)
+    if not _quantized(model.config, bits):  # what the original quantized shows by its tensors alone
+        model.quantize(bits, progress=progress)
     if isinstance(given, torch.dtype):
         model.to(given)
     model.to(_first(device))

@@ -63,9 +63,9 @@ def quantize_checkpoint(
     """
     refuse_existing(target)
     config = read_config(source)
-    refuse_quantized(config, source)
-    plan = plan_for(config, plan)
     weights = WeightFiles(source)
+    refuse_quantized(config, weights)
+    plan = plan_for(config, plan)
     headers = {name: header for name, header in weights.headers.items() if "inv_freq" not in name}
     schemes = _schemes(config, plan, source, headers)
     partial = target.with_name(target.name + ".partial")

@@ -63,9 +63,9 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         config = kwargs.get("config")
         if not isinstance(config, BaichuanConfig):
             config = BaichuanConfig.from_pretrained(config) if config else read_config(directory)
-        if kwargs.get("quantization_config") is not None:
-            refuse_quantized(config, directory)
         weights = WeightFiles(directory, kwargs.get("use_safetensors"))
+        if kwargs.get("quantization_config") is not None:
+            refuse_quantized(config, weights)
         if getattr(config, "quantization_config", None) is None and scale_names(weights.shapes):
             return cls._from_published_int8(weights, **{**kwargs, "config": config})
         cls._check_files(config, weights)
@@ -147,13 +147,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def refuse_quantized(config: BaichuanConfig, directory: Path) -> None:
-    """Raise CheckpointError if a checkpoint, of which more bits are asked, has few already."""
-    if getattr(config, "quantization_config", None) is not None:
+def refuse_quantized(config: BaichuanConfig, weights: WeightFiles) -> None:
+    """Raise CheckpointError if a checkpoint that shall be quantized is so already."""
+    if getattr(config, "quantization_config", None) is not None or scale_names(weights.shapes):
         raise CheckpointError(
             "{directory} is quantized already; quantizing it twice would lose more. "
             "Give the directory of the original weights.",
-            directory=directory,
+            directory=weights.directory,
         )
 
 

@@ -8,6 +8,7 @@ arithmetic (quant/).
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -147,6 +148,32 @@ class QuantizeMixin:
         self.config.quantization_config = settings
         self.is_quantized = True
         return self
+
+    def add_adapter(self, *given: Any, **named: Any) -> Any:
+        """Add an adapter (LoRA, ...) as transformers does.
+
+        Raises:
+            UsageError: the model is quantized, or peft is not installed.
+        """
+        self._check_adapters()
+        return super().add_adapter(*given, **named)  # type: ignore[misc]  # PreTrainedModel's
+
+    def load_adapter(self, *given: Any, **named: Any) -> Any:
+        """Load an adapter as transformers does; raises what `add_adapter` does."""
+        self._check_adapters()
+        return super().load_adapter(*given, **named)  # type: ignore[misc]
+
+    def _check_adapters(self) -> None:
+        if getattr(self, "hf_quantizer", None) is not None:
+            raise UsageError(
+                "The model is quantized ({scheme}), and peft puts no adapter on quantized layers. "
+                "Load the original weights without bits, or call model.dequantize() first.",
+                scheme=describe(self.config.quantization_config),
+            )
+        if find_spec("peft") is None:
+            raise UsageError(
+                "Adapters (LoRA) need the package peft, which is not installed: pip install peft"
+            )
 
     def half(self, *_: Any) -> Any:
         """Cast what is not quantized to float16; transformers refuses it for quantized models."""

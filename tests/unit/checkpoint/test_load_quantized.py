@@ -42,3 +42,5 @@ def test_a_quantized_checkpoint_says_so(tmp_path):
 def test_bits_that_there_are_not(bits):
     with pytest.raises(UsageError, match=f"bits is {bits}; allowed is 8 or 4"):
         baichuan.load(bits=bits)
+    with pytest.raises(UsageError, match=f"bits is {bits}"):
+        baichuan.load("no-such/model", bits=bits)  # before anything is fetched

@@ -10,9 +10,12 @@ from tests.conftest import tiny_config
 from transformers import AutoModelForCausalLM
 
 import baichuan
-from baichuan.errors import CheckpointError
+from baichuan.checkpoint.quantize import quantize_checkpoint
+from baichuan.errors import CheckpointError, UsageError
 from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.original import OriginalLinear
+from baichuan.quant.plan import Plan
+from baichuan.quant.scheme import Scheme
 
 TOKENIZER = Path(__file__).parents[2] / "data" / "tokenizer"
 
@@ -90,3 +93,13 @@ def test_what_is_no_int8_is_refused(tmp_path):
     model.config.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"W_pack.weight is torch.float32.*144 scales"):
         baichuan.BaichuanForCausalLM.from_pretrained(tmp_path)
+
+
+def test_it_is_quantized_already(tmp_path):
+    published(tmp_path, transposed=True, column=False, name="scale", dtype=torch.float32)
+    model, _ = baichuan.load(tmp_path, bits=8)
+    assert isinstance(model.model.layers[0].mlp.up_proj, QuantizedLinear)
+    with pytest.raises(UsageError, match=r"bits is 4, but the checkpoint is quantized .*\(int8\)"):
+        baichuan.load(tmp_path, bits=4)
+    with pytest.raises(CheckpointError, match="is quantized already; quantizing it twice"):
+        quantize_checkpoint(tmp_path, tmp_path / "new", Plan(Scheme(4, 32)))

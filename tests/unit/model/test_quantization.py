@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -169,6 +170,20 @@ def test_twice_is_refused(saved, bits):
         AutoModelForCausalLM.from_pretrained(
             saved, quantization_config=BaichuanQuantizationConfig(bits=4)
         )
+
+
+def test_adapters_are_refused_by_quantized_layers(bits):
+    model = network().quantize(bits)
+    for add in (lambda: model.add_adapter(None), lambda: model.load_adapter("somewhere")):
+        with pytest.raises(UsageError, match=rf"quantized \(int{bits}, .*model.dequantize\(\)"):
+            add()
+
+
+@pytest.mark.skipif(find_spec("peft") is not None, reason="tells that peft is missing")
+def test_adapters_need_peft(bits):
+    model = network().quantize(bits).dequantize()
+    with pytest.raises(UsageError, match="not installed: pip install peft"):
+        model.add_adapter(None)
 
 
 def test_what_cannot_be_is_refused():
