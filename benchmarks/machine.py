@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import subprocess
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from baichuan.bench.machine import facts as installed
 
 RESULTS = Path(__file__).parent / "results"
-_LIBRARIES = ("torch", "transformers", "safetensors")
 
 
 def facts() -> dict[str, Any]:
     """Name the hardware and the software that a figure was measured on."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in _LIBRARIES},
-        "commit": _commit(),
-    }
+    return {**installed(), "commit": _commit()}
 
 
 def peak_memory_gb() -> float:
@@ -55,20 +41,6 @@ def save(name: str, figures: dict[str, Any]) -> None:
     partial.write_text(text, encoding="utf-8")
     partial.replace(RESULTS / f"{name}.json")
     print(text)
-
-
-def _cpu_model() -> str:
-    """Give the processor's name, with its numbers, as the name alone may say little."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    fields = dict(reversed([line.split("\t: ", 1) for line in lines if "\t: " in line]))
-    clean = {key.strip(): value for key, value in fields.items()}
-    return (
-        f"{clean.get('model name', platform.processor())} (family {clean.get('cpu family')}, "
-        f"model {clean.get('model')})"
-    )
 
 
 def _commit() -> str:

@@ -65,7 +65,7 @@ def _installation() -> dict[str, str]:
         translate("system"): f"{platform.system()} {platform.machine()}",
         translate("device"): _devices(),
         translate("memory"): translate(
-            "{total}, {free} of it free", total=_size(memory.total), free=_size(memory.available)
+            "{total}, {free} of it free", total=size(memory.total), free=size(memory.available)
         ),
         translate("threads"): translate(
             "{threads} of {processors} processors",
@@ -88,7 +88,7 @@ def _devices() -> str:
     if accelerator.type != "cuda":
         return str(accelerator)
     cards = (torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count()))
-    return "; ".join(f"{card.name}, {_size(card.total_memory)}" for card in cards)
+    return "; ".join(f"{card.name}, {size(card.total_memory)}" for card in cards)
 
 
 def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
@@ -110,7 +110,7 @@ def _model(name: str | None) -> dict[str, str]:
         translate("parameters"): f"{_parameters(config):,}",
         "dtype": _dtype(config, weights),
         translate("quantized"): _quantization(config),
-        translate("weight files"): f"{len(weights.files)}, {_size(_bytes(weights))}",
+        translate("weight files"): f"{len(weights.files)}, {size(_bytes(weights))}",
         translate("context"): translate("{length:,} tokens", length=config.context_length),
         translate("layers"): str(config.num_hidden_layers),
         translate("hidden size"): f"{config.hidden_size:,}",
@@ -146,7 +146,7 @@ def _bytes(weights: WeightFiles) -> int:
     return sum(file.path.stat().st_size for file in weights.files)
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
     """Write a number of bytes as people read it: `26.5 GB` (powers of ten)."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:

@@ -249,6 +249,63 @@ def serve(
     )
 
 
+@app.command(
+    help=translate(
+        "Measure speed and memory in fp32, bf16, int8 and int4, and ALiBi beside RoPE.\n\n"
+        "A network of random weights is as fast and as large as a trained one: --random 13b needs "
+        "no download. What does not fit into memory is not run."
+    )
+)
+def bench(
+    model: Model = None,
+    random: Annotated[
+        str | None,
+        typer.Option(help=translate("13b or 7b: random weights in that geometry, no checkpoint.")),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(help=translate("With --random: so many layers of full width."))
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help=translate("Only these of fp32,bf16,int8,int4, parted by commas.")),
+    ] = None,
+    prompt: Annotated[int, typer.Option(help=translate("Tokens of the prompt."))] = 512,
+    tokens: Annotated[int, typer.Option(help=translate("Tokens to generate behind it."))] = 2048,
+    repeats: Annotated[int, typer.Option(help=translate("How often; the median counts."))] = 3,
+    threads: Annotated[
+        int | None, typer.Option(help=translate("Processors to use; torch's choice by default."))
+    ] = None,
+    rope: Annotated[
+        bool, typer.Option("--rope/--no-rope", help=translate("Compare ALiBi with RoPE."))
+    ] = True,
+    json: Annotated[
+        Path | None, typer.Option(help=translate("File to write all figures to, as JSON."))
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help=translate("File to draw to: .png, .svg or .pdf."))
+    ] = None,
+    huge_pages: HugePages = False,
+    device: Device = None,
+) -> None:
+    """Run `baichuan bench`."""
+    from baichuan.bench.job import Job
+    from baichuan.cli.bench import run_bench
+
+    job = Job(
+        model=model,
+        random=random,
+        layers=layers,
+        prompt=prompt,
+        tokens=tokens,
+        repeats=repeats,
+        threads=threads,
+        device=device,
+        huge_pages=huge_pages,
+        rope=rope,
+    )
+    run_bench(job, precision, json, plot)
+
+
 @app.command(help=translate("Show versions, devices, and what a checkpoint is."))
 def info(model: Model = None) -> None:
     """Run `baichuan info`."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from baichuan.cli.info import _size, instruction_sets
+from baichuan.cli.info import instruction_sets, size
 
 
 @pytest.mark.parametrize(
@@ -30,4 +30,4 @@ def test_instruction_sets_elsewhere():
     [(12, "12 B"), (18_900_000, "18.9 MB"), (26_529_802_240, "26.5 GB")],
 )
 def test_sizes(count, text):
-    assert _size(count) == text
+    assert size(count) == text

@@ -1,0 +1,1 @@
+"""Measuring speed and memory in every precision; knows no terminal and no option."""
