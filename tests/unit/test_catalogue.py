@@ -33,6 +33,7 @@ PHRASES = {
     ("engine/sampling.py", "allowed"),
     ("kernels/native.py", "reason"),
     ("errors.py", "template"),
+    ("web/sidebar.py", "label"),
 }
 
 

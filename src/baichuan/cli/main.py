@@ -306,6 +306,36 @@ def bench(
     run_bench(job, precision, json, plot)
 
 
+@app.command(help=translate("Talk to a model, or to a server, in the browser."))
+def web(
+    model: Model = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help=translate("Address of an OpenAI-compatible server that answers instead.")
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help=translate("Address to listen on; 0.0.0.0 is every one."))
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help=translate("Port to listen on; if taken, the next one."), max=65535)
+    ] = 8501,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help=translate("Open a browser."))
+    ] = True,
+    bits: Bits = None,
+    huge_pages: HugePages = False,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Run `baichuan web`."""
+    from baichuan.cli.web import run_web
+
+    where = {"bits": bits, "huge_pages": huge_pages, "dtype": dtype, "device": device}
+    run_web(model, server, host, port, browser, where)
+
+
 @app.command(help=translate("Show versions, devices, and what a checkpoint is."))
 def info(model: Model = None) -> None:
     """Run `baichuan info`."""

@@ -1,0 +1,57 @@
+"""`baichuan web`: the page in a browser, served from here."""
+
+from __future__ import annotations
+
+import sys
+import webbrowser
+from collections.abc import Mapping
+from typing import Any
+
+from baichuan.errors import UsageError
+from baichuan.language import translate
+
+
+def run_web(
+    model: str | None,
+    server: str | None,
+    host: str,
+    port: int,
+    browser: bool,
+    where: Mapping[str, Any],
+) -> None:
+    """Serve the page until Ctrl+C.
+
+    Args:
+        model: the checkpoint, or None for the demo.
+        server: address of an OpenAI-compatible server that answers instead, or None.
+        host, port: where to listen.
+        browser: whether to open one.
+        where: further arguments of `baichuan.load`.
+
+    Raises:
+        UsageError: the extra `web` is not installed, or both a model and a server were given.
+        BaichuanError: there is no such model.
+    """
+    if model is not None and server is not None:
+        raise UsageError("A model and --server were both given; leave one of them out.")
+    try:
+        from baichuan.web.app import run_page
+        from baichuan.web.options import Options
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "The page needs {package}, which is not installed: pip install 'baichuan-lm[web]'",
+            package=error.name,
+        ) from error
+    if model is not None:
+        from baichuan.hub import local_directory
+
+        local_directory(model)  # a wrong name is said here, and a download shown
+
+    def ready(address: str) -> None:
+        note = translate("The page is at {address} (Ctrl+C ends it)", address=address)
+        print(note, file=sys.stderr, flush=True)
+        if browser:
+            webbrowser.open(address)
+
+    options = Options(model, server=server, **where)
+    run_page(options, host, port, ready)

@@ -1,0 +1,1 @@
+"""The web page: conversations with a model, in a browser, by Streamlit."""

@@ -1,0 +1,258 @@
+"""Who answers: a model in this process, or a server that speaks OpenAI's protocol.
+
+Both take a conversation and give a `Reply`: pieces of text with the number of tokens they took.
+Knows no page.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+from baichuan.errors import BaichuanError
+from baichuan.transcript import Transcript
+from baichuan.web.options import Options
+
+if TYPE_CHECKING:
+    from openai import OpenAI, OpenAIError, Stream
+    from openai.types.chat import ChatCompletionChunk
+
+    from baichuan.engine.runner import Request
+    from baichuan.model.network import BaichuanForCausalLM
+
+#: What can be set in the page; None leaves it to the model.
+SETTINGS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "max_tokens",
+    "seed",
+    "stop",
+)
+#: Those of them that OpenAI's own protocol does not have; servers take them beside it.
+_BEYOND_OPENAI = ("top_k", "repetition_penalty")
+
+
+class Piece(NamedTuple):
+    """Some of an answer.
+
+    Attributes:
+        text: what has come.
+        tokens: tokens of the answer so far.
+        prompt_tokens: tokens of the prompt, where it is known.
+        finish_reason: None while the answer goes on; `"length"` says that it was cut.
+    """
+
+    text: str
+    tokens: int
+    prompt_tokens: int | None = None
+    finish_reason: str | None = None
+
+
+class Reply(Iterator[Piece], Protocol):
+    """An answer on its way; reading it waits for its pieces."""
+
+    def cancel(self) -> None:
+        """End it, from any thread."""
+        ...
+
+
+class Model(Protocol):
+    """Who answers.
+
+    Attributes:
+        name: what the model really is, for people.
+        is_demo: whether it is the small model that comes with the package.
+        defaults: for each of `SETTINGS` what holds if it is not set, or None where that is unknown.
+    """
+
+    name: str
+    is_demo: bool
+    defaults: Mapping[str, Any]
+
+    def answer(self, conversation: Transcript, settings: Mapping[str, Any]) -> Reply:
+        """Begin to answer the last message.
+
+        Args:
+            conversation: system text and turns.
+            settings: those of `SETTINGS` that replace the defaults.
+
+        Raises:
+            BaichuanError: the conversation or a setting cannot be.
+        """
+        ...
+
+
+def open_model(options: Options) -> Model:
+    """Load the model, or look at the server, that the options name.
+
+    Raises:
+        BaichuanError: it cannot be loaded, or the server does not answer.
+    """
+    return RemoteModel(options.server) if options.server else LocalModel(options)
+
+
+class LocalModel:
+    """A model in this process, with one engine for all conversations."""
+
+    def __init__(self, options: Options) -> None:
+        from transformers.utils import logging
+
+        from baichuan.checkpoint.load import load
+        from baichuan.engine.loop import Engine
+        from baichuan.engine.runner import Runner
+
+        self.is_demo = options.model is None
+        if self.is_demo:
+            logging.disable_progress_bar()  # over before one sees it
+        model, tokenizer = load(
+            options.model,
+            bits=options.bits,
+            huge_pages=options.huge_pages,
+            dtype=options.dtype,
+            device=options.device,
+        )
+        self._model, self._tokenizer = model, tokenizer
+
+        def decode(tokens: Any) -> str:
+            return cast(str, tokenizer.decode(tokens, skip_special_tokens=True))
+
+        self._runner = Runner(Engine(cast(Any, model), decode))
+        _, params = model.chat_request(tokenizer, [{"role": "user", "content": ""}])
+        self.defaults: Mapping[str, Any] = {name: getattr(params, name) for name in SETTINGS}
+        self.name = f"{_short(options.model or 'demo')} · {_precision(model)}"
+
+    def answer(self, conversation: Transcript, settings: Mapping[str, Any]) -> Reply:
+        """Queue a request with the engine; see `Model.answer`."""
+        prompt, params = self._model.chat_request(
+            self._tokenizer, cast(Any, _with_system(conversation)), **settings
+        )
+        return _LocalReply(self._runner.submit(prompt, params))
+
+
+class _LocalReply(Iterator[Piece]):
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __next__(self) -> Piece:
+        step = next(self._request)
+        usage = step.usage
+        return Piece(step.text, usage.completion_tokens, usage.prompt_tokens, step.finish_reason)
+
+    def cancel(self) -> None:
+        self._request.cancel()
+
+
+def _short(name: str) -> str:
+    """Name a checkpoint as people do: by its directory, or by its name on the hub."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.is_dir() else name
+
+
+def _precision(model: BaichuanForCausalLM) -> str:
+    from baichuan.quant.linear import QuantizedLinear
+
+    quantized = (part for part in model.modules() if isinstance(part, QuantizedLinear))
+    if layer := next(quantized, None):
+        return f"int{layer.scheme.bits}"
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _with_system(conversation: Transcript) -> list[dict[str, Any]]:
+    system = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    return [*system, *(dict(message) for message in conversation.messages)]
+
+
+class RemoteModel:
+    """The first model of a server that speaks OpenAI's protocol.
+
+    Args:
+        server: its address, with or without `/v1` at the end. A key for it is taken from
+            `OPENAI_API_KEY`.
+    """
+
+    def __init__(self, server: str) -> None:
+        import openai
+
+        base = server.rstrip("/")
+        base = base if base.endswith("/v1") else f"{base}/v1"
+        key = os.environ.get("OPENAI_API_KEY") or "none"
+        self._client = openai.OpenAI(base_url=base, api_key=key, max_retries=0)
+        try:
+            models = self._client.models.list().data
+        except openai.OpenAIError as error:
+            raise _explained(base, error) from error
+        if not models:
+            raise BaichuanError("The server {server} has no model.", server=base)
+        self._base = base
+        self._model = models[0].id
+        self.name = f"{self._model} · {base.split('://')[-1].removesuffix('/v1')}"
+        self.is_demo = False
+        self.defaults: Mapping[str, Any] = dict.fromkeys(SETTINGS)
+
+    def answer(self, conversation: Transcript, settings: Mapping[str, Any]) -> Reply:
+        """Give a reply that asks the server when it is first read; see `Model.answer`."""
+        beyond = {name: settings[name] for name in _BEYOND_OPENAI if name in settings}
+        asked = {name: settings[name] for name in settings if name not in _BEYOND_OPENAI}
+        if "stop" in asked:
+            asked["stop"] = list(asked["stop"])
+        request = {"model": self._model, "messages": _with_system(conversation), **asked}
+        if beyond:
+            request["extra_body"] = beyond
+        return _RemoteReply(self._client, self._base, request)
+
+
+class _RemoteReply(Iterator[Piece]):
+    def __init__(self, client: OpenAI, base: str, request: dict[str, Any]) -> None:
+        self._client, self._base, self._request = client, base, request
+        self._stream: Stream[ChatCompletionChunk] | None = None
+        self._cancelled = False
+        self._tokens = 0
+
+    def __next__(self) -> Piece:
+        import openai
+
+        try:
+            if self._stream is None:
+                self._stream = self._client.chat.completions.create(
+                    stream=True, stream_options={"include_usage": True}, **self._request
+                )
+            if self._cancelled:
+                self._stream.close()
+                raise StopIteration
+            return self._piece(next(self._stream))
+        except openai.OpenAIError as error:
+            raise _explained(self._base, error) from error
+
+    def _piece(self, chunk: ChatCompletionChunk) -> Piece:
+        """Read one event; one with text counts as a token until the server says how many."""
+        choice = chunk.choices[0] if chunk.choices else None
+        text = (choice.delta.content or "") if choice else ""
+        usage = chunk.usage
+        self._tokens = usage.completion_tokens if usage else self._tokens + bool(text)
+        return Piece(
+            text,
+            self._tokens,
+            usage.prompt_tokens if usage else None,
+            choice.finish_reason if choice else None,
+        )
+
+    def cancel(self) -> None:
+        """Hang up after the event that is being read; the server then stops working."""
+        self._cancelled = True
+
+
+def _explained(base: str, error: OpenAIError) -> BaichuanError:
+    """Say what is wrong with a server, in one sentence."""
+    import openai
+
+    if isinstance(error, openai.APIConnectionError):
+        return BaichuanError(
+            "The server {server} cannot be reached. Is it running, and is the address right?",
+            server=base,
+        )
+    reason = str(error).splitlines()[0][:200]
+    return BaichuanError("The server {server} says: {reason}", server=base, reason=reason)

@@ -1,0 +1,410 @@
+"""The web page in a real browser: headless Chromium against `baichuan web` and the demo model."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: .[dev]")
+pytest.importorskip("streamlit", reason="needs streamlit: .[web]")
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
+
+#: Without these it looks for hosts of its own that a closed network refuses.
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+K2 = "世界上第二高的山峰是哪座"
+ANSWER = "乔戈里峰"
+
+
+@contextmanager
+def served(command, home, announced=r"(http://\S+)"):
+    """Start a server and give its address once it says so; its last words must be no error."""
+    environment = {**os.environ, "XDG_DATA_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    environment.pop("BAICHUAN_LANG", None)  # the browser's language is what counts here
+    lines = []
+    with subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=home,
+    ) as process:
+        reader = threading.Thread(target=lambda: lines.extend(process.stdout))
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if found := re.search(announced, line):
+                    break
+            else:
+                raise AssertionError("".join(lines))
+            reader.start()
+            yield found[1]
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+            if reader.ident:
+                reader.join()
+    assert "Traceback" not in "".join(lines), "".join(lines)
+
+
+def web(*options):
+    return ["-m", "baichuan.cli.main", "web", "--no-browser", "--port", "0", *options]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def address(home):
+    with served(web(), home) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """A tab of a browser of its own, and what a person does with it."""
+
+    def __init__(self, browser, address, locale="en-US", **options):
+        self.context = browser.new_context(locale=locale, **options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(30_000)
+        self.trouble, self.foreign = [], []
+        self.page.on("pageerror", lambda error: self.trouble.append(error))
+        self.page.on("dialog", lambda dialog: self.trouble.append(dialog.message))
+        self.page.on("request", self._note)
+        self.address = address
+        self.open()
+
+    def _note(self, request):
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.foreign.append(request.url)
+
+    def open(self, address=None):
+        self.page.goto(address or self.address)
+        self.input.wait_for()
+
+    @property
+    def input(self):
+        return self.page.get_by_test_id("stChatInputTextArea")
+
+    @property
+    def messages(self):
+        return self.page.get_by_test_id("stChatMessage")
+
+    def button(self, name):
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def click(self, name):
+        self.button(name).click()
+
+    def ask(self, text):
+        self.input.fill(text)
+        self.input.press("Enter")
+
+    def expect(self, locator):
+        return sync_api.expect(locator)
+
+    def expect_answer(self, count, text, regenerate="Regenerate"):
+        """Wait until the answer is complete and the page shows so many messages."""
+        self.expect(self.messages).to_have_count(count)
+        self.expect(self.messages.last).to_contain_text(text)
+        self.expect(self.button(regenerate)).to_be_enabled()
+
+
+@pytest.fixture
+def tab(chromium, address):
+    tab = Tab(chromium, address)
+    yield tab
+    tab.context.close()
+    assert tab.trouble == []
+    assert tab.foreign == []
+
+
+def saved(home):
+    """The conversations on the disk, by their file's name."""
+    files = (home / "baichuan" / "conversations").glob("*.json")
+    return {file.stem: json.loads(file.read_text("utf-8")) for file in files}
+
+
+def plant(home, name, messages, system=None):
+    """Put a conversation on the disk, each letter of it."""
+    file = home / "baichuan" / "conversations" / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    turns = zip(("user", "assistant"), messages, strict=False)
+    content = [{"role": role, "content": text} for role, text in turns]
+    file.write_text(json.dumps({"system": system, "messages": content}))
+    return f"/?c={name}"
+
+
+def name_of(tab):
+    tab.page.wait_for_url(re.compile("[?&]c="))
+    return re.search("c=([0-9a-f]+)", tab.page.url)[1]
+
+
+def test_ask_and_reload(tab, home):
+    tab.expect(tab.button("Clear")).to_be_disabled()  # always there
+    tab.ask(K2)
+    tab.expect_answer(2, ANSWER)
+    tab.expect(tab.messages.last).to_contain_text(re.compile(r"[\d.]+ tokens/s"))
+    tab.expect(tab.messages.last).to_contain_text(re.compile(r"first token after [\d.]+ s"))
+    tab.expect(tab.page.get_by_test_id("stSidebar")).to_contain_text("demo · float32")
+    question, answer = saved(home)[name_of(tab)]["messages"]
+    assert question == {"role": "user", "content": K2}
+    assert ANSWER in answer["content"]
+    tab.page.reload()
+    tab.expect_answer(2, ANSWER)
+
+
+def test_regenerate_edit_undo_clear(tab, home):
+    tab.ask(K2)
+    tab.expect_answer(2, ANSWER)
+    name = name_of(tab)
+    file = home / "baichuan" / "conversations" / f"{name}.json"
+    os.utime(file, (0, 0))
+    tab.click("Regenerate")
+    for _ in range(600):  # until the new answer is saved
+        tab.page.wait_for_timeout(50)
+        if file.stat().st_mtime:
+            break
+    tab.expect_answer(2, ANSWER)
+
+    tab.page.locator(".st-key-edit-0 button").first.click()
+    editor = tab.page.get_by_role("textbox", name="Edit")
+    tab.expect(editor).to_have_value(K2)
+    editor.fill("法国的首都是哪里")
+    tab.click("Send")
+    tab.expect_answer(2, "巴黎")
+    assert saved(home)[name]["messages"][0]["content"] == "法国的首都是哪里"
+
+    tab.click("Undo")
+    tab.expect_answer(2, ANSWER)
+    tab.click("Clear")
+    tab.expect(tab.messages).to_have_count(0)
+    assert name not in saved(home)
+    tab.click("Undo")
+    tab.expect_answer(2, ANSWER)
+    assert saved(home)[name]["messages"][0]["content"] == K2
+
+
+def test_two_browsers_do_not_mix(tab, chromium, address):
+    other = Tab(chromium, address)
+    tab.ask(K2)
+    other.ask("法国的首都是哪里")
+    tab.expect_answer(2, ANSWER)
+    other.expect_answer(2, "巴黎")
+    assert "巴黎" not in tab.messages.last.inner_text()
+    assert name_of(tab) != name_of(other)
+    other.context.close()
+
+
+def test_chinese(chromium, address):
+    tab = Tab(chromium, address, locale="zh-CN")
+    tab.expect(tab.page.get_by_placeholder("输入消息")).to_be_visible()
+    tab.expect(tab.button("清空")).to_be_visible()
+    tab.ask(K2)
+    tab.expect_answer(2, ANSWER, regenerate="重新回答")
+    tab.page.get_by_role("radio", name="English").click()
+    tab.expect(tab.button("Clear")).to_be_visible()
+    tab.page.reload()
+    tab.expect(tab.button("Clear")).to_be_visible()
+    tab.context.close()
+
+
+class Listener(BaseHTTPRequestHandler):
+    """A stranger's host, which must never hear from the page."""
+
+    def do_GET(self):
+        self.server.heard.append(self.path)
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def stranger():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
+        server.heard = []
+        threading.Thread(target=server.serve_forever).start()
+        yield server
+        server.shutdown()
+
+
+ATTACK = """<script>alert(1)</script><img src="{host}/img" onerror="alert(2)">
+<svg onload="alert(3)">
+![spy]({host}/markdown) ![ref][r] [click](javascript:alert(4)) <iframe src="{host}/frame"></iframe>
+$\\includegraphics{{{host}/math}}$ $\\href{{javascript:alert(5)}}{{x}}$ `$ ![spy]({host}/code) `
+<style>body{{display:none}}</style> <a href="javascript:alert(6)">x</a>
+<meta http-equiv="refresh" content="0;{host}">
+
+[r]: {host}/reference
+
+```html
+<script>alert(7)</script><img src="{host}/fence">
+```
+```mermaid
+graph TD; A["<img src='{host}/mermaid' onerror='alert(8)'>"] --> B; click A "javascript:alert(9)"
+```
+"""
+
+
+def test_text_cannot_run_or_fetch_anything(tab, home, stranger):
+    """In a question, an answer, a title and a system text; imported, so that each is exact."""
+    attack = ATTACK.format(host=f"http://127.0.0.1:{stranger.server_address[1]}")
+    tab.open(tab.address + plant(home, "0123456789abcdef", [attack, attack], attack))
+    tab.expect(tab.messages).to_have_count(2)
+    tab.expect(tab.messages.last).to_contain_text("<script>alert(1)</script>")
+    tab.page.wait_for_timeout(1500)  # for what is loaded late, or on a timer
+    shown = tab.page.locator("[data-testid=stAppViewContainer]")
+    for hostile in ("script", "img[src^=http]", "iframe", "[onerror]", "[onload]", "meta"):
+        tab.expect(shown.locator(hostile)).to_have_count(0)
+    links = [link.get_attribute("href") for link in shown.locator("a").all()]
+    assert not [href for href in links if (href or "").lower().startswith("javascript")]
+    assert stranger.heard == []
+
+
+def test_the_policy_is_on_every_answer(tab):
+    answer = tab.page.request.get(tab.address)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "http" not in policy
+    assert "unsafe-eval'" not in policy.replace("wasm-unsafe-eval", "")
+
+
+def test_formulas_and_code(tab, home):
+    content = "\\(a^2\\) costs $5 and $6\n\n\\[ \\sum_i x_i \\]\n\n```python\nprint('![0]')\n```"
+    tab.open(tab.address + plant(home, "0123456789abcde0", ["?", content]))
+    tab.expect(tab.messages.last.locator(".katex")).to_have_count(2)
+    tab.expect(tab.messages.last.locator(".katex-display")).to_have_count(1)
+    tab.expect(tab.messages.last).to_contain_text("costs $5 and $6")
+    tab.expect(tab.messages.last.locator("code")).to_contain_text("print('![0]')")
+    tab.messages.last.locator("pre").hover()
+    tab.expect(tab.button("Copy to clipboard")).to_be_visible()
+
+
+def test_conversations_are_found_exported_and_imported(tab, home, tmp_path):
+    plant(home, "0123456789abcde1", ["about herons", "They fish."])
+    plant(home, "0123456789abcde2", ["about owls", "They hunt."], "be brief")
+    tab.page.reload()
+    search = tab.page.get_by_placeholder("Search")
+    search.fill("HUNT about")
+    search.press("Enter")
+    tab.expect(tab.button("about herons")).to_have_count(0)
+    tab.click("about owls")
+    tab.expect(tab.messages).to_have_count(2)
+
+    tab.page.get_by_text("Export and import").click()
+    for kind in ("JSON", "Markdown"):
+        with tab.page.expect_download() as download:
+            tab.click(kind)
+        file = tmp_path / download.value.suggested_filename
+        download.value.save_as(file)
+        shown = name_of(tab)
+        tab.page.locator("input[type=file]").last.set_input_files(file)
+        tab.page.wait_for_url(lambda url, before=shown: before not in url)
+        tab.expect(tab.messages).to_have_count(2)
+        assert saved(home)[name_of(tab)] == saved(home)["0123456789abcde2"]
+    bad = tmp_path / "notes.json"
+    bad.write_text("dear diary")
+    tab.page.locator("input[type=file]").last.set_input_files(bad)
+    tab.expect(tab.page.get_by_role("alert")).to_contain_text("notes.json is no saved conversation")
+
+    tab.click("New conversation")
+    tab.expect(tab.messages).to_have_count(0)
+
+
+@pytest.fixture(scope="module")
+def endless(checkpoint, home):
+    """A model that never ends by itself, served to the whole network."""
+    with served(web(str(checkpoint), "--host", "0.0.0.0"), home) as found:
+        yield found
+
+
+def set_most_tokens(tab, most):
+    tab.page.get_by_text("Settings", exact=True).click()
+    field = tab.page.get_by_label("Most tokens")
+    field.fill(str(most))
+    field.press("Enter")
+
+
+def test_stop_and_settings(chromium, endless):
+    tab = Tab(chromium, endless)
+    set_most_tokens(tab, 100_000)
+    tab.ask("hello")
+    tab.expect(tab.messages.last).to_contain_text("tokens/s")
+    tab.page.reload()  # the answer goes on, and is found again
+    tab.click("Stop")
+    tab.expect(tab.button("Regenerate")).to_be_enabled()
+    tab.expect(tab.messages).to_have_count(2)
+    kept = tab.messages.last.inner_text()
+    tab.page.wait_for_timeout(500)
+    assert tab.messages.last.inner_text() == kept
+
+    set_most_tokens(tab, 5)
+    tab.click("Regenerate")
+    tab.expect_answer(2, "5 tokens")
+    tab.expect(tab.messages.last).to_contain_text("The answer was cut")
+    assert tab.trouble == []
+    tab.context.close()
+
+
+def test_on_a_network_each_browser_has_its_own_conversations(chromium, endless):
+    one, other = Tab(chromium, endless), Tab(chromium, endless)
+    set_most_tokens(one, 5)
+    one.ask("a secret")
+    one.expect_answer(2, "5 tokens")
+    one.page.reload()
+    one.expect(one.button("a secret")).to_be_visible()
+    other.open(one.page.url)  # even who knows the address sees nothing
+    other.expect(other.button("a secret")).to_have_count(0)
+    other.expect(other.messages).to_have_count(0)
+    one.context.close()
+    other.context.close()
+
+
+def test_a_server_that_is_not_there(chromium, home):
+    with served(web("--server", "http://127.0.0.1:9"), home) as address:
+        page = chromium.new_page(locale="en-US")
+        page.goto(address)
+        sync_api.expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+        page.close()
+
+
+def test_streamlit_run(chromium, home):
+    command = ["-m", "streamlit", "run", str(ROOT / "web_demo.py"), "--server.port", "0"]
+    with served([*command, "--server.headless", "true"], home) as address:
+        tab = Tab(chromium, address)
+        tab.ask(K2)
+        tab.expect_answer(2, ANSWER)
+        assert "content-security-policy" in tab.page.request.get(address).headers
+        tab.context.close()
