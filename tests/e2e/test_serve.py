@@ -3,7 +3,10 @@
 import asyncio
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 
 import httpx
@@ -326,3 +329,42 @@ def test_sigterm_lets_answers_end_and_leaves_no_process():
             assert list(lines)[-2:] == ["data: [DONE]", ""]
         server.process.wait(30)
         assert psutil.wait_procs(children, 10)[1] == []
+
+
+def test_a_second_interrupt_does_not_wait(server):
+    with Server() as impatient:
+        impatient.wait_until_ready()
+        children = psutil.Process(impatient.process.pid).children(recursive=True)
+        long = {"messages": QUESTION, "stream": True, "temperature": 9, "max_tokens": 900}
+        with httpx.stream("POST", f"{impatient.url}/v1/chat/completions", json=long) as answer:
+            next(answer.iter_lines())
+            for _ in range(2):
+                impatient.process.send_signal(signal.SIGINT)
+                impatient.wait_for_line("Shutting down")
+            assert impatient.process.wait(30) == 130
+        assert psutil.wait_procs(children, 10)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["no-such-directory-here"], "cannot be served: .*no-such-directory-here"),
+        (["--engine", "vllm"], "vllm is not there yet"),
+        (["--engine", "other"], "allowed is baichuan"),
+        (["--port", "{taken}"], "cannot listen on 127.0.0.1"),
+        (["--bits", "5"], "cannot be served: .*5"),
+    ],
+)
+def test_what_cannot_be_served_is_a_sentence(server, options, sentence):
+    taken = server.url.rpartition(":")[2]
+    command = [sys.executable, "-m", "baichuan.cli.main", "serve", "--port", "0"]
+    command += [option.format(taken=taken) for option in options]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert re.search(f"^baichuan: .*{sentence}", ended.stderr, re.MULTILINE), ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_http_process_does_without_torch():
+    code = "import sys, baichuan.serve.run; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -109,12 +109,12 @@ async def chat_chunks(
             begun.add(index)
             yield chunk(index, Delta(role="assistant", content=""))
         held[index].append(piece)
-        if tools and index not in decided:
-            if piece.finish_reason is None and may_be_call(_text(held[index])):
-                continue
-            decided.add(index)
+        callables = tools if index not in decided else ()
+        if callables and piece.finish_reason is None and may_be_call(_text(held[index])):
+            continue
+        decided.add(index)
         part = held.pop(index)
-        text, call, reason = _said(part, tools)
+        text, call, reason = _said(part, callables)
         logprobs = _chat_logprobs(part)
         if call is not None:
             delta = Delta(tool_calls=[DeltaToolCall(index=0, **call.model_dump())])

@@ -98,8 +98,20 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _COSTLY = _errors(400, 401, 408, 413, 429, 500, 503, 504)
+#: A stream's events, in OpenAPI's terms.
+_EVENT_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "data": {
+            "type": "string",
+            "description": "A chunk in JSON (as the whole answer, with `delta` for `message` in a "
+            "chat), an error, or at the end `[DONE]`.",
+        }
+    },
+    "required": ["data"],
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"content": {"text/event-stream": {"schema": _EVENT_SCHEMA}}}
 }
 
 

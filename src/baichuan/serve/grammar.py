@@ -122,12 +122,12 @@ class _Matcher:
 
     def allowed(self) -> Tensor:
         mask = torch.zeros(self._vocabulary, dtype=torch.bool)
-        if self._matcher.is_stopped():  # complete, or beyond the limits
+        if not self._matcher.is_stopped():
+            bias = bytearray(self._matcher.compute_logit_bias())
+            known = torch.frombuffer(bias, dtype=torch.uint8)[: self._vocabulary]
+            mask[: len(known)] = known > 0
+        if not mask.any():  # complete, or beyond the limits
             mask[self._eos] = True
-            return mask
-        known = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
-        count = min(len(known), self._vocabulary)
-        mask[:count] = known[:count] > 0
         return mask
 
     def accept(self, token: int) -> None:

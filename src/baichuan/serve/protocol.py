@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from baichuan.model.prompt import Message
-
 
 @dataclass(frozen=True)
 class WorkerOptions:
@@ -29,6 +27,8 @@ class WorkerOptions:
     max_queue: int
 
 
+#: One turn of a conversation: `role` (system, user or assistant) and `content`.
+Message = dict[str, str]
 #: A conversation, a text to continue, or token ids to continue.
 Prompt = Sequence[Message] | str | Sequence[int]
 

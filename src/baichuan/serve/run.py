@@ -34,7 +34,8 @@ def run_server(worker: WorkerOptions, api: ApiOptions, host: str, port: int, dra
         reasons.append(reason)
         server.should_exit = True
 
-    app = make_app(ModelProcess(worker, give_up), api)
+    process = ModelProcess(worker, give_up)
+    app = make_app(process, api)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -50,7 +51,10 @@ def run_server(worker: WorkerOptions, api: ApiOptions, host: str, port: int, dra
         _log.warning(
             translate("Whoever reaches {host} may use the model: there is no --api-key.", host=host)
         )
-    server.run(sockets=[listening])
+    try:
+        server.run(sockets=[listening])
+    finally:
+        process.kill()  # at a second Ctrl+C, uvicorn does not wait for the app's own end
     if reasons:
         raise BaichuanError("The model cannot be served: {reason}", reason=reasons[0])
 

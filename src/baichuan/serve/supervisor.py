@@ -46,6 +46,7 @@ class ModelProcess:
         self._numbers = itertools.count()
         self._replies: dict[int, asyncio.Queue[Reply]] = {}
         self._sender = ThreadPoolExecutor(1, "to the model")
+        self._process: Any = None
         self._connection: Connection | None = None
         self._closing = False
         self._task: asyncio.Task[None] | None = None
@@ -65,6 +66,11 @@ class ModelProcess:
             with suppress(asyncio.CancelledError):
                 await self._task
         self._sender.shutdown()
+
+    def kill(self) -> None:
+        """End the process whatever it does, where no event loop runs any more."""
+        if self._process is not None:
+            self._process.kill()
 
     @contextmanager
     def call(self, call: Call) -> Iterator[asyncio.Queue[Reply]]:
@@ -104,7 +110,7 @@ class ModelProcess:
         """Run one process to its end; say whether it ever was ready."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        process, self._connection = await loop.run_in_executor(None, _spawn, self._options)
+        self._process, self._connection = _spawn(self._options)
         self.starts += 1
 
         def receive(connection: Connection) -> None:
@@ -123,10 +129,11 @@ class ModelProcess:
             self._connection = None
             for replies in self._replies.values():
                 replies.put_nowait(_unavailable())
-            # One that is still loading does not listen.
-            patience = _SECONDS_TO_END if was_ready else 0.0
-            await asyncio.shield(loop.run_in_executor(None, _end, process, patience))
-        _log.error("the model process ended with code %s", process.exitcode)
+            # One that is still loading, or was not asked to end, will not end by itself.
+            ending = ended.is_set() or (self._closing and was_ready)
+            patience = _SECONDS_TO_END if ending else 0.0
+            await asyncio.shield(loop.run_in_executor(None, _end, self._process, patience))
+        _log.error("the model process ended with code %s", self._process.exitcode)
         return was_ready
 
     def _dispatch(self, number: int, reply: Reply) -> None:

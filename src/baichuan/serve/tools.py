@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from baichuan.errors import UsageError
-from baichuan.model.prompt import Message
+from baichuan.serve.protocol import Message
 from baichuan.serve.schema import (
     CalledFunction,
     ChatBody,
@@ -75,7 +75,9 @@ def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
-def conversation(messages: Sequence[ChatMessage], tools: Sequence[Tool], must: bool) -> list[Any]:
+def conversation(
+    messages: Sequence[ChatMessage], tools: Sequence[Tool], must: bool
+) -> list[Message]:
     """Turn the API's messages into those that the model knows: system, user, assistant.
 
     Instructions for tools and the system messages at the beginning become one system text, a call
@@ -129,13 +131,10 @@ def parse_call(text: str, tools: Sequence[Tool]) -> ToolCall | None:
         found = json.loads(fenced[1] if fenced else text)
     except (ValueError, RecursionError):
         return None
-    names = {tool.function.name for tool in tools}
-    if not isinstance(found, dict) or found.get("name") not in names:
+    if not isinstance(found, dict):
         return None
-    arguments = found.get("arguments", {})
-    if not isinstance(arguments, dict):
+    name, arguments = found.get("name"), found.get("arguments", {})
+    if name not in [tool.function.name for tool in tools] or not isinstance(arguments, dict):
         return None
-    function = CalledFunction(
-        name=found["name"], arguments=json.dumps(arguments, ensure_ascii=False)
-    )
+    function = CalledFunction(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
     return ToolCall(id=f"call_{uuid.uuid4().hex[:24]}", function=function)

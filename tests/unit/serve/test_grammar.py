@@ -1,0 +1,106 @@
+"""Constraints: any walk through what a grammar allows is JSON of its schema."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from baichuan.checkpoint.load import DEMO
+from baichuan.errors import UsageError
+from baichuan.model.tokenizer import BaichuanTokenizer
+from baichuan.serve.grammar import JsonGrammars, token_bytes
+
+DATA = Path(__file__).parents[2] / "data"
+SCHEMAS = [
+    {
+        "type": "object",
+        "properties": {"你好": {"enum": ["世界", 5]}},
+        "required": ["你好"],
+        "additionalProperties": False,
+    },
+    {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4},
+    {"type": "string", "pattern": "^[a-c]{3}$"},
+    {"anyOf": [{"const": 1}, {"type": "null"}]},
+]
+
+
+@pytest.fixture(params=["demo", "test"])
+def tokenizer(request):
+    paths = {"demo": DEMO / "tokenizer.model", "test": DATA / "tokenizer" / "tokenizer.model"}
+    return BaichuanTokenizer(str(paths[request.param]))
+
+
+@pytest.fixture
+def grammars(tokenizer):
+    return JsonGrammars(tokenizer, len(tokenizer) + 24, (195, 196), 2)
+
+
+def walk(constraint, seed, most=300):
+    """Choose at random among what is allowed; prefer tokens that close something."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = []
+    while len(tokens) < most:
+        allowed = constraint.allowed()
+        ids = allowed.nonzero().flatten()
+        token = int(ids[torch.randint(len(ids), (1,), generator=generator)])
+        if token == 2 or (bool(allowed[2]) and seed % 2):
+            return tokens
+        constraint.accept(token)
+        tokens.append(token)
+    raise AssertionError(tokens)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=range(len(SCHEMAS)))
+@pytest.mark.parametrize("seed", range(6))
+def test_a_random_walk_is_of_the_schema(grammars, tokenizer, schema, seed):
+    make = grammars.constraint(schema)
+    text = b"".join(token_bytes(tokenizer)[i] for i in walk(make(), seed)).decode()
+    value = json.loads(text)
+    kinds = {"array": list, "string": str, "object": dict}
+    assert isinstance(value, kinds.get(schema.get("type"), object))
+    if "你好" in schema.get("properties", {}):
+        assert value["你好"] in ("世界", 5)
+    if "anyOf" in schema:
+        assert value in (1, None)
+
+
+def test_sequences_do_not_share_their_place(grammars):
+    make = grammars.constraint({"const": "ab"})
+    first, second = make(), make()
+    beginning = first.allowed()
+    first.accept(int(beginning.nonzero()[0]))
+    assert not torch.equal(first.allowed(), beginning)
+    assert torch.equal(second.allowed(), beginning)
+
+
+def test_markers_and_ids_without_a_piece_are_never_allowed(grammars, tokenizer):
+    inside = grammars.constraint({"type": "string"})()
+    quote = token_bytes(tokenizer).index(b'"')
+    inside.accept(quote)
+    allowed = inside.allowed()
+    assert allowed.shape == (len(tokenizer) + 24,)
+    assert allowed.sum() > 100
+    for never in (0, 1, 2, 195, 196, *range(len(tokenizer), len(tokenizer) + 24)):
+        assert not allowed[never]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *({"type": "objekt"}, {"type": "string", "pattern": "(a"}, {"$ref": "#/nowhere"}),
+        *({"not": {}}, {"allOf": [{"type": "string"}, {"type": "null"}]}),
+    ],
+)
+def test_schemas_that_cannot_be_used_are_refused(grammars, schema):
+    with pytest.raises(UsageError, match="JSON schema cannot be used"):
+        grammars.constraint(schema)().allowed()
+
+
+def test_a_grammar_beyond_the_limits_ends_the_answer(grammars, tokenizer):
+    costly = grammars.constraint({"type": "string", "pattern": "((a{1,999}){1,999}b){1,999}"})()
+    for text in (b'"', *[b"a"] * 40):
+        allowed = costly.allowed()
+        assert allowed.any()
+        token = token_bytes(tokenizer).index(text)
+        costly.accept(token if allowed[token] else 2)

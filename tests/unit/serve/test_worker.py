@@ -1,0 +1,141 @@
+"""The model process's part, here without a process: calls in, replies out."""
+
+import queue
+
+import pytest
+
+import baichuan
+from baichuan.serve.protocol import Cancel, Count, Counts, Encode, Encoded, Failure, Job, Piece
+from baichuan.serve.worker import Worker, failure
+
+QUESTION = [{"role": "user", "content": "世界上第二高的山峰是哪座"}]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return baichuan.load()
+
+
+@pytest.fixture
+def replies():
+    return queue.Queue()
+
+
+@pytest.fixture
+def worker(demo, replies):
+    with Worker(*demo, lambda *reply: replies.put(reply), max_batch=4, max_queue=2) as worker:
+        yield worker
+
+
+def answers(replies, number, count):
+    """Wait until `count` answers have ended; give their texts, and the last piece of each."""
+    texts, last = [""] * count, [None] * count
+    while not all(piece is not None and piece.finish_reason for piece in last):
+        came, piece = replies.get(timeout=60)
+        assert came == number
+        assert isinstance(piece, Piece), piece
+        texts[piece.index] += piece.text
+        last[piece.index] = piece
+    return texts, last
+
+
+def test_answers_to_conversations_texts_and_ids(worker, replies, demo):
+    model, tokenizer = demo
+    text = "世界上第二高的"
+    prompts = [QUESTION, text, tokenizer.encode(text)]
+    worker.handle(5, Job(prompts, settings={"max_tokens": 9}))
+    texts, last = answers(replies, 5, 3)
+    assert model.chat(tokenizer, QUESTION).startswith(texts[0])
+    assert texts[1] == texts[2]
+    assert [piece.finish_reason for piece in last] == ["length", "stop", "stop"]
+    assert last[2].prompt_tokens == len(prompts[2])
+
+
+def test_several_answers_have_several_seeds(worker, replies):
+    job = Job([QUESTION], 3, {"temperature": 5.0, "seed": 2**63 - 1, "max_tokens": 12})
+    texts = []
+    for number in range(2):
+        worker.handle(number, job)
+        texts.append(answers(replies, number, 3)[0])
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == 3
+
+
+def test_answers_follow_a_schema_and_end_with_it(worker, replies):
+    worker.handle(0, Job([QUESTION], schema={"const": {"a": [1, "二"]}}))
+    texts, last = answers(replies, 0, 1)
+    assert texts == ['{"a": [1, "二"]}']
+    assert last[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("job", "kind"),
+    [
+        (Job([[0, 99_999]]), "invalid"),
+        (Job([[]]), "invalid"),
+        (Job([[{"role": "king", "content": "x"}]]), "invalid"),
+        (Job([QUESTION], settings={"temperature": -1.0}), "invalid"),
+        (Job([QUESTION], schema={"type": "objekt"}), "invalid"),
+        (Job(["\ud800"]), "invalid"),
+        (Job([[5] * 1024]), "too_long"),
+        (Job([QUESTION], settings={"max_tokens": 1020}), "too_long"),
+        (Job([QUESTION] * 7, settings={"max_tokens": 900, "temperature": 9.0}), "busy"),
+    ],
+)
+def test_what_cannot_be_answered_fails_with_a_sentence_and_leaves_nothing(
+    worker, replies, job, kind
+):
+    worker.handle(1, job)
+    reply = None
+    while not isinstance(reply, Failure):  # the first of seven may have begun
+        _, reply = replies.get(timeout=60)
+    assert reply.kind == kind
+    assert reply.message.endswith(".")
+    worker.handle(2, Job([QUESTION], settings={"max_tokens": 1}))
+    number = None
+    while number != 2:
+        number, reply = replies.get(timeout=60)
+    worker.handle(3, Count())
+    while number != 3:
+        number, reply = replies.get(timeout=60)
+    assert (reply.values["running"], reply.values["queued"]) == (0, 0)
+
+
+def test_an_answer_fits_behind_its_prompt(worker, replies):
+    worker.handle(0, Job([[5] * 1020], settings={"temperature": 9.0, "seed": 1}))
+    _, (last,) = answers(replies, 0, 1)
+    assert (last.finish_reason, last.completion_tokens) == ("length", 4)
+
+
+def test_cancelled_answers_stop(worker, replies):
+    worker.handle(0, Job([QUESTION], 4, {"max_tokens": 900, "temperature": 9.0, "seed": 1}))
+    replies.get(timeout=60)
+    worker.handle(0, Cancel())
+    worker.handle(1, Job([QUESTION], settings={"max_tokens": 1}))
+    number = 0
+    while number == 0:
+        number, _ = replies.get(timeout=60)
+    worker.handle(2, Count())
+    number, counts = replies.get(timeout=60)
+    assert isinstance(counts, Counts)
+    assert (counts.values["cancelled"], counts.values["held_tokens"]) == (4, 0)
+
+
+def test_encoding(worker, replies, demo):
+    worker.handle(0, Encode("你好 </s>"))
+    assert replies.get() == (0, Encoded(demo[1].encode_text("你好 </s>")))
+
+
+def test_logprobs_carry_the_bytes_of_tokens(worker, replies):
+    worker.handle(0, Job([QUESTION], settings={"logprobs": 2, "max_tokens": 6}))
+    pieces = [replies.get(timeout=60)[1] for _ in range(6)]
+    told = b"".join(piece.logprob.token for piece in pieces).decode()
+    assert told.strip() == "".join(piece.text for piece in pieces)
+    assert all(len(piece.logprob.top) == 2 for piece in pieces)
+
+
+def test_our_own_errors_are_logged_and_not_told(caplog):
+    told = failure(KeyError("secret"))
+    assert told.kind == "internal"
+    assert "secret" not in told.message
+    assert "secret" in caplog.text
