@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.e2e.serving import Server
 
 from baichuan.checkpoint.load import DEMO
 
@@ -40,8 +41,12 @@ def test_python(readme):
 def test_commands(readme, tmp_path):
     lines = [line for block in blocks(readme, "bash") for line in block.splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("baichuan")]
-    assert {words[1] for words in commands} == {"chat", "generate", "info", "quantize"}
+    assert {words[1] for words in commands} == {"chat", "generate", "info", "quantize", "serve"}
     for words in commands:
+        if words[1] == "serve":  # does not end by itself
+            with Server(*words[2:]) as server:
+                server.wait_until_ready()
+            continue
         arguments = [str(DEMO) if word == HUB_NAME else word for word in words[1:]]
         out = run(
             [sys.executable, "-m", "baichuan.cli.main", *arguments],
