@@ -1,5 +1,6 @@
 """A server in a process of its own, as a user starts it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,11 @@ class Server:
 
     def __init__(self, *options, port=0):
         command = [sys.executable, "-m", "baichuan.cli.main", "serve", "--port", str(port)]
-        self.process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+        # One thread computes: the suite runs in several processes.
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [*command, *options], stderr=subprocess.PIPE, text=True, env=env
+        )
         self.log = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()

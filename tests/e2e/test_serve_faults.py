@@ -71,6 +71,13 @@ def test_bodies_that_are_none(server, body):
     assert error_of(response)["type"] == "invalid_request_error"
 
 
+def test_a_forgotten_header_is_named(server):
+    content = json.dumps({"messages": QUESTION})
+    response = server.http.post(CHAT, content=content)
+    assert response.status_code == 400
+    assert "Content-Type: application/json" in error_of(response)["message"]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

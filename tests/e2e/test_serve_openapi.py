@@ -9,7 +9,7 @@ from tests.e2e.serving import Server
 
 KEY = {"Authorization": "Bearer key"}
 EXAMPLES = settings(
-    max_examples=20,
+    max_examples=12,
     derandomize=True,
     database=None,
     deadline=None,

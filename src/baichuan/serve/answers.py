@@ -109,12 +109,12 @@ async def chat_chunks(
             begun.add(index)
             yield chunk(index, Delta(role="assistant", content=""))
         held[index].append(piece)
-        callables = tools if index not in decided else ()
-        if callables and piece.finish_reason is None and may_be_call(_text(held[index])):
+        undecided = tools if index not in decided else ()  # those that it may yet call
+        if undecided and piece.finish_reason is None and may_be_call(_text(held[index])):
             continue
         decided.add(index)
         part = held.pop(index)
-        text, call, reason = _said(part, callables)
+        text, call, reason = _said(part, undecided)
         logprobs = _chat_logprobs(part)
         if call is not None:
             delta = Delta(tool_calls=[DeltaToolCall(index=0, **call.model_dump())])

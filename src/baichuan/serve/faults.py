@@ -85,15 +85,19 @@ async def on_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, BaichuanError):
         return ApiError("invalid", str(error)).response()
     if isinstance(error, RequestValidationError):
-        return _of_validation(error).response()
+        return _of_validation(request, error).response()
     if isinstance(error, HTTPException):
         return _of_http(request, error)
     return internal_error().response()
 
 
-def _of_validation(error: RequestValidationError) -> ApiError:
+def _of_validation(request: Request, error: RequestValidationError) -> ApiError:
     """Name the first thing that is wrong with a body."""
     first: dict[str, Any] = error.errors()[0]
+    if "json" not in request.headers.get("content-type", ""):
+        return ApiError(
+            "invalid", translate("Send JSON, and the header Content-Type: application/json.")
+        )
     if first["type"] == "json_invalid":
         return ApiError("invalid", translate("The body is not JSON."))
     where = ".".join(str(part) for part in first["loc"] if part != "body")
