@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.e2e.serving import Server
 
 from baichuan.checkpoint.load import DEMO
+from tests.e2e.serving import Server
 
 ROOT = Path(__file__).parents[2]
 READMES = ["README.md", "README_zh.md"]
