@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -17,8 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from baichuan.kernels.layout import packed_shapes
+from baichuan.quant.scheme import Scheme
+
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
+#: Of the 13B and the 7B: hidden and inner columns, layers.
+_SHAPES, _VOCABULARY = ((5120, 13696, 40), (4096, 11008, 32)), 64000
 _PLACE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -182,7 +188,44 @@ def compare(chinese: bool) -> str:
     return _rows(head, *body) + _hardware(prefill, chinese)
 
 
+def formats(chinese: bool) -> str:
+    """Bytes of each format: of 16 rows of 256 columns, and of whole networks."""
+    head = (
+        ("格式", "16 × 256 权重：编码", "缩放系数", "每权重位数", "13B", "7B")
+        if chinese
+        else ("format", "16 x 256 weights: codes", "scales", "bits per weight", "13B", "7B")
+    )
+    body = []
+    for scheme in (Scheme(8, None), Scheme(8, 32), *(Scheme(4, n) for n in (256, 128, 64, 32))):
+        codes, scales = _bytes(16, 256, scheme)
+        size = f", groups of {scheme.group_size}" if scheme.group_size else ""
+        bits = f"{scheme.stored_bits(5120):.4g}"
+        totals = [f"{_network_bytes(*shape, scheme) / 1e9:.2f} GB" for shape in _SHAPES]
+        body.append((f"int{scheme.bits}{size}", f"{codes:,}", scales, bits, *totals))
+    plain = [f"{_network_bytes(*shape, None) / 1e9:.2f} GB" for shape in _SHAPES]
+    return _rows(head, *body, ("bfloat16", f"{16 * 256 * 2:,}", "—", "16", *plain))
+
+
+def _bytes(rows: int, columns: int, scheme: Scheme | None) -> tuple[int, int]:
+    """Bytes of a matrix: codes (or weights) and scales."""
+    if scheme is None:
+        return 2 * rows * columns, 0
+    codes, scales = packed_shapes(
+        rows, columns, scheme.bits, scheme.columns_per_group, scheme.per_row
+    )
+    return math.prod(codes), 2 * math.prod(scales)
+
+
+def _network_bytes(hidden: int, inner: int, layers: int, scheme: Scheme | None) -> int:
+    """Bytes of a network with an int8 head, and embedding and norms in bfloat16."""
+    shapes = ((3 * hidden, hidden), (hidden, hidden), *[(inner, hidden)] * 2, (hidden, inner))
+    layer = sum(sum(_bytes(*shape, scheme)) for shape in shapes) + 4 * hidden
+    head = sum(_bytes(_VOCABULARY, hidden, Scheme(8, None) if scheme else None))
+    return layers * layer + head + 2 * _VOCABULARY * hidden + 2 * hidden
+
+
 _TABLES: dict[str, Callable[[bool], str]] = {
+    "formats": formats,
     "compare": compare,
     "full_size": full_size,
     "attention": attention,
