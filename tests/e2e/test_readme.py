@@ -41,7 +41,14 @@ def test_python(readme):
 def test_commands(readme, tmp_path):
     lines = [line for block in blocks(readme, "bash") for line in block.splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("baichuan")]
-    assert {words[1] for words in commands} == {"chat", "generate", "info", "quantize", "serve"}
+    assert {words[1] for words in commands} == {
+        "chat",
+        "generate",
+        "info",
+        "quantize",
+        "serve",
+        "bench",
+    }
     for words in commands:
         if words[1] == "serve":  # does not end by itself
             with Server(*words[2:]) as server:

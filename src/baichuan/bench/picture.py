@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _KINDS = (".png", ".svg", ".pdf")
 _BLUE, _LIGHT, _GREY, _RED = "#2b6cb0", "#90bde6", "#c7ccd1", "#c53030"
+_HALF_BAR = 0.4
 
 
 def require_picture(target: Path) -> None:
@@ -73,16 +74,17 @@ def _draw_memory(axes: Axes, report: Report) -> None:
     for row in report.rows:
         if row.figures is None:
             total = row.need.total / 1e9
-            why = "failed" if row.fits else "does not fit:\ncomputed"
+            why = "failed" if row.fits else f"does not fit:\n{total:.3g} needed"
             axes.bar([row.precision], [total], color="none", edgecolor=_GREY, hatch="//")
             axes.text(names.index(row.precision), total, why, ha="center", va="bottom", fontsize=8)
             continue
         _stack(axes, row.precision, names.index(row.precision), row.figures)
     if report.job.is_baichuan_13b:
         known = [name for name in names if name in MEMORY_GB]
-        there = [names.index(name) for name in known]
+        left = [names.index(name) - _HALF_BAR for name in known]
+        right = [names.index(name) + _HALF_BAR for name in known]
         theirs = [MEMORY_GB[name] for name in known]
-        axes.plot(there, theirs, "_", color=_RED, markersize=34, label="original README (GPU)")
+        axes.hlines(theirs, left, right, color=_RED, label="original README (GPU)")
     _finish(axes, "memory at its peak", "GB")
 
 
