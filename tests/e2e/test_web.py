@@ -14,12 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.serving import Server
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: .[dev]")
 pytest.importorskip("streamlit", reason="needs streamlit: .[web]")
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
+
+sync_api.expect.set_options(timeout=30_000)
 
 #: Without these it looks for hosts of its own that a closed network refuses.
 ARGUMENTS = [
@@ -392,12 +396,19 @@ def test_on_a_network_each_browser_has_its_own_conversations(chromium, endless):
     other.context.close()
 
 
-def test_a_server_that_is_not_there(chromium, home):
-    with served(web("--server", "http://127.0.0.1:9"), home) as address:
-        page = chromium.new_page(locale="en-US")
-        page.goto(address)
-        sync_api.expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
-        page.close()
+def test_another_server_answers(chromium, home):
+    with Server() as server, served(web("--server", server.url), home) as address:
+        tab = Tab(chromium, address)
+        tab.expect(tab.page.get_by_test_id("stSidebar")).to_contain_text("baichuan-demo")
+        tab.ask(K2)
+        tab.expect_answer(2, ANSWER)
+        tab.expect(tab.messages.last).to_contain_text(re.compile(r"[\d.]+ tokens/s"))
+        set_most_tokens(tab, 3)
+        tab.click("Regenerate")
+        tab.expect(tab.messages.last).to_contain_text("The answer was cut")
+        tab.expect(tab.messages.last).to_contain_text("3 tokens")
+        assert tab.trouble == tab.foreign == []
+        tab.context.close()
 
 
 def test_streamlit_run(chromium, home):

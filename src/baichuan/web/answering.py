@@ -153,8 +153,8 @@ class Answer:
             return
         try:
             self._keep(Transcript(self.asked.system, [*self.asked.messages, self._said()]))
-        except BaichuanError as error:
-            self.error = str(error)
+        except Exception as error:
+            self.error = translate("The answer is not saved ({reason}).", reason=error)
 
     def _said(self) -> Message:
         return {"role": "assistant", "content": self.text}

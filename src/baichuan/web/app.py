@@ -42,6 +42,8 @@ SETTINGS = {
     "logger.hideWelcomeMessage": True,
     "logger.level": "error",
     "server.fileWatcherType": "none",
+    # With torch in memory a collection after each drawing would stop the engine for 0.2 s.
+    "runner.postScriptGC": False,
     "server.maxUploadSize": 20,
     "theme.primaryColor": "#2f6fde",
 }

@@ -65,6 +65,9 @@ def _draw_messages(talk: Talk, model: Model, asked: Asked) -> None:
     if answer is not None and not answer.ended:
         _follow(answer)
     elif answer is not None and answer.error is not None:
+        if answer.text and not answer.is_last(messages):  # it could not be saved
+            with st.chat_message("assistant", avatar=_AVATARS["assistant"]):
+                st.markdown(for_streamlit(answer.text))
         st.error(plain(answer.error))
     if trouble := st.session_state.pop("trouble", None):
         st.error(plain(trouble))

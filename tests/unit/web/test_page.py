@@ -1,0 +1,95 @@
+"""The page without a browser: Streamlit's own test harness runs the script."""
+
+import json
+import time
+
+import pytest
+
+testing = pytest.importorskip("streamlit.testing.v1", reason="needs streamlit: .[web]")
+
+
+def script(*arguments):
+    from baichuan.web.page import show
+
+    show(arguments)
+
+
+@pytest.fixture
+def page(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("BAICHUAN_LANG", "en")
+    return testing.AppTest.from_function(script, default_timeout=60)
+
+
+def buttons(page):
+    return {button.label: button for button in page.button}
+
+
+def texts(page):
+    return [[part.value for part in message.markdown] for message in page.chat_message]
+
+
+def finished(page):
+    """Run until no answer is on its way."""
+    for _ in range(200):
+        page.run()
+        if "Stop" not in buttons(page):
+            return page
+        time.sleep(0.05)
+    raise AssertionError(texts(page))
+
+
+def saved(tmp_path):
+    return [json.loads(file.read_text()) for file in tmp_path.rglob("*.json")]
+
+
+def test_ask_with_a_system_text_and_a_setting(page, tmp_path):
+    page.run()
+    assert not page.exception
+    assert buttons(page)["Clear"].disabled
+    defaults = {field.label: field.value for field in page.number_input}
+    assert (defaults["Temperature (0 is greedy)"], defaults["Most tokens"]) == (0.0, 256)
+    assert defaults["Seed"] is None
+    page.text_area[0].set_value("be brief")
+    next(f for f in page.number_input if f.label == "Most tokens").set_value(3)
+    page.chat_input[0].set_value("hello")
+    finished(page)
+    assert not page.exception
+    assert len(texts(page)) == 2
+    captions = [caption.value for caption in page.chat_message[1].caption]
+    assert captions[0].startswith("3 tokens · ")
+    assert "cut" in captions[1]
+    assert saved(tmp_path)[0]["system"] == "be brief"
+    assert len(saved(tmp_path)[0]["messages"]) == 2
+
+
+def test_an_error_is_a_sentence_on_the_page(page):
+    page.run()
+    next(f for f in page.number_input if f.label == "Most tokens").set_value(1_000_000)
+    page.chat_input[0].set_value("hello")
+    page.run()
+    assert not page.exception
+    assert "leaves no room" in page.error[0].value
+    assert texts(page) == []
+
+
+def test_the_language_is_chosen_in_the_page(page):
+    page.run()
+    page.button_group[0].set_value("zh")
+    page.run()
+    assert "清空" in buttons(page)
+    assert page.query_params["lang"] == "zh"
+
+
+def test_a_model_that_is_not_there_is_a_sentence(monkeypatch, tmp_path):
+    page = testing.AppTest.from_function(script, args=(str(tmp_path / "absent"),))
+    page.run()
+    assert not page.exception
+    assert "neither a directory" in page.error[0].value.replace("\\", "")
+
+
+def test_a_server_that_is_not_there_is_a_sentence():
+    page = testing.AppTest.from_function(script, args=("--server", "http://127.0.0.1:9"))
+    page.run(timeout=60)
+    assert not page.exception
+    assert "cannot be reached" in page.error[0].value
