@@ -22,7 +22,7 @@ import machine
 import torch
 from torch import Tensor
 
-from baichuan.model.attention import alibi_slopes, attend
+from baichuan.model.attention import alibi_slopes, attend, slopes_on
 
 _HEADS, _HEAD_DIM = 40, 128
 _LENGTHS = (1024, 2048, 4096, 8192)
@@ -42,7 +42,7 @@ def whole_bias(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def linear(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attend as this package does."""
-    return attend(query, key, value, alibi=True)
+    return attend(query, key, value, slopes=slopes_on(query.shape[1], query.device))
 
 
 _WAYS = {"whole_bias": whole_bias, "ours": linear}

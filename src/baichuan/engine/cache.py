@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from baichuan.kernels.memory import empty_in_huge_pages
@@ -167,17 +166,29 @@ class SequenceCache:
             part[1, :, offset : offset + count] = value[0, :, done : done + count]
             done += count
 
-    def gather(self, layer: int, like: Tensor, new: int) -> tuple[Tensor, Tensor]:
-        """Give keys and values [1, heads, len(self) + new, head_dim], new ones already appended.
+    def gather(
+        self, layer: int, like: Tensor, new: int, heads: slice = slice(None), room: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Copy keys and values into one tensor each, those just appended included.
 
         Args:
+            layer: index of the layer.
             like: a tensor that was appended.
+            new: positions appended behind the `len(self)` known ones.
+            heads: which ones.
+            room: zeros behind head_dim.
+
+        Returns:
+            Keys and values, each [1, heads, len(self) + new, head_dim + room].
         """
-        end = len(self) + new
-        parts = [block.part(layer, like) for block in self.blocks[: blocks_for(end)]]
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-        keys, values = joined[:, :, :end].unbind(0)
-        return keys[None], values[None]
+        end, (_, count, _, width) = len(self) + new, like.shape
+        count = len(range(count)[heads])
+        joined = like.new_empty((2, count, end, width + room))
+        joined[..., width:] = 0
+        for number, block in enumerate(self.blocks[: blocks_for(end)]):
+            part = joined[:, :, number * BLOCK : (number + 1) * BLOCK]
+            part[..., :width] = block.part(layer, like)[:, heads, : part.shape[2]]
+        return joined[:1], joined[1:]
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Record the tokens whose positions every layer has appended."""

@@ -9,16 +9,19 @@ does not stop the others. Chat, completion, evaluation and benchmark are folds o
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
 
-from baichuan.engine.cache import Chunk, DecoderModel, SequenceCache
+from baichuan.engine.cache import Chunk, DecoderModel, SequenceCache, blocks_for
 from baichuan.engine.detokenize import Decode, IncrementalDetokenizer, StopStrings
+from baichuan.engine.prefix import PrefixCache
 from baichuan.engine.sampling import Sampler, SamplingParams, TokenLogprobs
 from baichuan.errors import UsageError
+from baichuan.kernels.paged import BLOCK
 
 FinishReason = Literal["eos", "stop", "length"]
 
@@ -76,6 +79,23 @@ class Step:
     logprobs: TokenLogprobs | None = None
 
 
+@dataclass(frozen=True)
+class CacheUse:
+    """Positions of the engine's own caches, in whole blocks.
+
+    Attributes:
+        limit: most at a time, or None.
+        held: of running requests.
+        kept: of earlier requests, for reuse; given up when others need the room.
+        waiting: requests that wait for room.
+    """
+
+    limit: int | None
+    held: int
+    kept: int
+    waiting: int
+
+
 @dataclass
 class _Sequence:
     """A running request."""
@@ -92,6 +112,11 @@ class _Sequence:
     answer: list[int] = field(default_factory=list)
     started: float | None = None
     first_token: float = 0.0
+
+    @property
+    def most_blocks(self) -> int:
+        """Blocks of the cache when the answer is as long as allowed; its last token is not held."""
+        return blocks_for(len(self.prompt) + self.params.max_tokens - 1)
 
     @property
     def pending(self) -> list[int]:
@@ -116,25 +141,49 @@ class Engine:
     """Runs requests side by side, each with its own cache, parameters and random numbers."""
 
     def __init__(
-        self, model: DecoderModel, decode: Decode, *, prefill_chunk: int = PREFILL_CHUNK
+        self,
+        model: DecoderModel,
+        decode: Decode,
+        *,
+        prefill_chunk: int = PREFILL_CHUNK,
+        cache_tokens: int | None = None,
     ) -> None:
-        if prefill_chunk < 1:
-            raise UsageError(
-                "{name} is {given}; allowed is 1 or more.",
-                name="prefill_chunk",
-                given=prefill_chunk,
-            )
+        """Take a model to run.
+
+        Args:
+            model: computes logits.
+            decode: token ids to text.
+            prefill_chunk: most prompt tokens of one pass, over all requests.
+            cache_tokens: most positions that caches may hold together. Requests wait until there
+                is room for their prompt and the longest answer that they allow; what is left is
+                used to keep beginnings of earlier requests. None: no bound, nothing is kept.
+
+        Raises:
+            UsageError: one of the numbers is below 1.
+        """
+        for name, given in (("prefill_chunk", prefill_chunk), ("cache_tokens", cache_tokens)):
+            if given is not None and given < 1:
+                raise UsageError("{name} is {given}; allowed is 1 or more.", name=name, given=given)
         self._model = model
         self._decode = decode
         self._prefill_chunk = prefill_chunk
-        self._pool = model.new_pool()
+        self._pool = model.new_pool(None if cache_tokens is None else blocks_for(cache_tokens))
+        self._prefixes = None if cache_tokens is None else PrefixCache(self._pool)
+        self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}
         self._next_number = 0
 
     @property
     def running(self) -> int:
-        """Number of requests that have not finished."""
-        return len(self._running)
+        """Number of requests that have not finished, those that wait for room included."""
+        return len(self._running) + len(self._waiting)
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """What the caches of requests without one of their own hold just now."""
+        kept = 0 if self._prefixes is None else self._prefixes.spare
+        limit = None if self._pool.limit is None else self._pool.limit * BLOCK
+        return CacheUse(limit, (self._pool.used - kept) * BLOCK, kept * BLOCK, len(self._waiting))
 
     def add(
         self, prompt: Sequence[int], params: SamplingParams, cache: SequenceCache | None = None
@@ -151,36 +200,45 @@ class Engine:
             The number that its steps carry.
 
         Raises:
-            UsageError: the prompt is empty, or the cache is in use.
+            UsageError: the prompt is empty, the cache is in use, or prompt and answer would never
+                fit into `cache_tokens`.
         """
         if not prompt:
             raise UsageError("The prompt has no tokens; give at least one.")
         if any(cache is sequence.cache for sequence in self._running.values()):
             raise UsageError("The cache is in use by a running request; give each its own.")
-        own = cache is None
-        cache = SequenceCache(self._pool) if cache is None else cache
         number, self._next_number = self._next_number, self._next_number + 1
-        self._running[number] = _Sequence(
+        sequence = _Sequence(
             number=number,
             prompt=list(prompt),
             params=params,
-            cache=cache,
-            own_cache=own,
-            cached=cache.reuse(prompt),
+            cache=SequenceCache(self._pool) if cache is None else cache,
+            own_cache=cache is None,
+            cached=0 if cache is None else cache.reuse(prompt),
             sampler=Sampler(params, prompt),
             detokenizer=IncrementalDetokenizer(self._decode),
             stops=StopStrings(params.stop),
         )
+        if cache is None and self._pool.limit is not None:
+            self._refuse_what_never_fits(sequence, self._pool.limit)
+            self._waiting.append(sequence)
+        else:
+            self._running[number] = sequence
         return number
 
     def cancel(self, request: int) -> None:
         """Forget a request; unknown numbers (finished ones) are ignored."""
         sequence = self._running.pop(request, None)
-        if sequence is not None and sequence.own_cache:
+        if sequence is None:
+            self._waiting = deque(w for w in self._waiting if w.number != request)
+        elif sequence.own_cache:
+            if self._prefixes is not None:
+                self._prefixes.keep(sequence.cache)
             sequence.cache.truncate(0)
 
     def step(self) -> list[Step]:
         """Run one forward pass; give a step for each request that has a new token."""
+        self._admit()
         sequences, chunks = self._plan()
         if not chunks:
             return []
@@ -201,7 +259,7 @@ class Engine:
         """Run one request to its end; closing the iterator cancels it."""
         number = self.add(prompt, params, cache)
         try:
-            while number in self._running:
+            while self._has(number):
                 yield from (step for step in self.step() if step.request == number)
         finally:
             self.cancel(number)
@@ -212,13 +270,44 @@ class Engine:
         """Run several requests side by side; `Step.request` is the index of the prompt."""
         numbers = {self.add(prompt, params): index for index, prompt in enumerate(prompts)}
         try:
-            while numbers.keys() & self._running.keys():
+            while any(self._has(number) for number in numbers):
                 for step in self.step():
                     if step.request in numbers:
                         yield replace(step, request=numbers[step.request])
         finally:
             for number in numbers:
                 self.cancel(number)
+
+    def _has(self, number: int) -> bool:
+        return number in self._running or any(w.number == number for w in self._waiting)
+
+    def _refuse_what_never_fits(self, sequence: _Sequence, limit: int) -> None:
+        if sequence.most_blocks > limit:
+            raise UsageError(
+                "The prompt has {prompt} tokens and its answer up to {answer}; the caches have "
+                "room for {room} in all. Ask for fewer, or give the caches more room.",
+                prompt=len(sequence.prompt),
+                answer=sequence.params.max_tokens,
+                room=limit * BLOCK,
+            )
+
+    def _admit(self) -> None:
+        """Let requests in, first come first served, while the most they may need is free."""
+        while self._waiting and self._prefixes is not None:
+            sequence = self._waiting[0]
+            promised = sum(s.most_blocks - len(s.cache.blocks) for s in self._in_pool())
+            cache = self._prefixes.cache_for(sequence.prompt)
+            wanted = sequence.most_blocks - len(cache.blocks) + promised
+            missing = int(max(0, wanted - self._pool.available))
+            if missing > self._prefixes.spare:
+                cache.truncate(0)
+                return
+            self._prefixes.evict(missing)
+            sequence.cache, sequence.cached = cache, len(cache)
+            self._running[sequence.number] = self._waiting.popleft()
+
+    def _in_pool(self) -> Iterator[_Sequence]:
+        return (sequence for sequence in self._running.values() if sequence.own_cache)
 
     def _plan(self) -> tuple[list[_Sequence], list[Chunk]]:
         """Choose the tokens of the next pass: all that decode, then prompts in order of arrival."""
@@ -241,6 +330,8 @@ class Engine:
     def _choose(self, sequence: _Sequence, logits: Tensor) -> Step:
         """Sample one token, turn it into text and see whether the answer ends with it."""
         token, logprobs = sequence.sampler(logits)
+        if not sequence.answer and sequence.own_cache and self._prefixes is not None:
+            self._prefixes.keep(sequence.cache)  # for those that come while this one is answered
         sequence.answer.append(token)
         now = time.perf_counter()
         if len(sequence.answer) == 1:

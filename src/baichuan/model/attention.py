@@ -58,15 +58,26 @@ def slopes_on(heads: int, device: torch.device) -> Tensor:
     return torch.tensor(alibi_slopes(heads), dtype=torch.float32, device=device)
 
 
+def room_for_bias(queries: int, slopes: Tensor | None) -> int:
+    """Give the number of channels that `attend` adds to keys and values for so many queries."""
+    return BIAS_CHANNELS if slopes is not None and queries > FEW_QUERIES else 0
+
+
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, *, alibi: bool, mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    slopes: Tensor | None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Attend causally; the last query belongs to the last key.
 
     Args:
         query: [batch, heads, queries, head_dim], the newest positions.
-        key, value: [batch, heads, keys, head_dim], keys >= queries.
-        alibi: whether scores carry the ALiBi bias.
+        key, value: [batch, heads, keys, head_dim], keys >= queries. Both may have `room_for_bias`
+            behind head_dim, filled with 0: it is written to then, and nothing is copied.
+        slopes: float32 [heads], ALiBi's (`slopes_on`); None for none.
         mask: None (everything earlier is visible); [batch, keys] integers, where j is visible from
             i if both are positive and equal (1 = token, 0 = padding, 1, 2, 3... = packed segments,
             as the original's); or [batch, queries, keys], non-zero = visible.
@@ -85,19 +96,19 @@ def attend(
         visible = None
         if queries > 1 or mask is not None:
             visible = _visible(mask, slice(0, queries), keys - queries, query.device)
-        bias = _bias(query, keys, visible) if alibi else visible
+        bias = visible if slopes is None else _bias(query, keys, slopes, visible)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
-    if not alibi:
+    if slopes is None:
         return _attend_blocks(query, key, value, mask, scale)
     width = query.shape[3]
-    wide_key = F.pad(key, (0, BIAS_CHANNELS))
-    wide_query = torch.cat([query, _slope_channels(query, scale)], dim=3)
-    # The fused CPU and GPU kernels want one width for all three; without it they fall back to
-    # a path that materialises all scores.
-    wide_value = F.pad(value, (0, BIAS_CHANNELS))
+    if key.shape[3] == width:
+        # The fused CPU and GPU kernels want one width for all three; without it they fall back to
+        # a path that materialises all scores.
+        key, value = F.pad(key, (0, BIAS_CHANNELS)), F.pad(value, (0, BIAS_CHANNELS))
+    wide_query = torch.cat([query, _slope_channels(query, slopes / scale)], dim=3)
     # Counted from the middle of the new positions: small numbers round least.
-    wide_key[..., width:] = _index_channels(keys, keys - queries // 2, key)
-    return _attend_blocks(wide_query, wide_key, wide_value, mask, scale)[..., :width]
+    key[..., width:] = _index_channels(keys, keys - queries // 2, key)
+    return _attend_blocks(wide_query, key, value, mask, scale)[..., :width]
 
 
 def _attend_blocks(
@@ -146,9 +157,8 @@ def _visible(mask: Tensor | None, rows: slice, past: int, device: torch.device) 
     return (allowed | (nothing & (there == here)))[:, None]
 
 
-def _bias(query: Tensor, keys: int, visible: Tensor | None) -> Tensor:
+def _bias(query: Tensor, keys: int, slopes: Tensor, visible: Tensor | None) -> Tensor:
     """ALiBi as a float mask [batch or 1, heads, queries or 1, keys]; 0 at the newest key."""
-    slopes = slopes_on(query.shape[1], query.device)
     index = torch.arange(1 - keys, 1, dtype=torch.float32, device=query.device)
     bias = (slopes[:, None] * index)[None, :, None, :]
     if visible is not None:
@@ -156,12 +166,11 @@ def _bias(query: Tensor, keys: int, visible: Tensor | None) -> Tensor:
     return bias if query.device.type == "cpu" else bias.to(query.dtype)
 
 
-def _slope_channels(query: Tensor, scale: float) -> Tensor:
+def _slope_channels(query: Tensor, rest: Tensor) -> Tensor:
     """Slopes, divided by the kernel's scale and split into parts: [batch, heads, queries, 8].
 
     Each part keeps the leading bits that the dtype holds, the next part what is left.
     """
-    rest = slopes_on(query.shape[1], query.device) / scale
     channels = []
     for _ in range(_SLOPE_PARTS):
         part = rest.to(query.dtype)

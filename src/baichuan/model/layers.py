@@ -13,15 +13,19 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from baichuan.engine.cache import Batch
+from baichuan.engine.cache import Batch, SequenceCache
 from baichuan.kernels.paged import attend_newest
-from baichuan.model.attention import attend, slopes_on
+from baichuan.model.attention import attend, room_for_bias, slopes_on
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.fusion import gated, project
 from baichuan.model.rotary import rotate
 
 #: (cos, sin), each [batch, positions, head_dim / 2]; None under ALiBi.
 Rotary = tuple[Tensor, Tensor] | None
+
+
+#: Heads of a prompt that attend together.
+HEADS_AT_ONCE = 8
 
 
 class BaichuanRMSNorm(nn.Module):
@@ -102,7 +106,7 @@ class BaichuanAttention(nn.Module):
             key, value = cache.update(key, value, self.layer)
             # A static cache returns its whole buffer; what lies behind `end` is not written yet.
             key, value = key[:, :, :end], value[:, :, :end]
-        return attend(query, key, value, alibi=self.alibi, mask=mask)
+        return attend(query, key, value, slopes=self._slopes(query), mask=mask)
 
     def _attend_chunks(
         self, query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, batch: Batch
@@ -122,9 +126,21 @@ class BaichuanAttention(nn.Module):
                 continue
             new = slice(first, last)
             chunk.cache.append(self.layer, key[:, :, new], value[:, :, new])
-            keys, values = chunk.cache.gather(self.layer, key, last - first)
-            out[:, :, new] = attend(query[:, :, new], keys, values, alibi=self.alibi)
+            self._attend_chunk(query[:, :, new], chunk.cache, out[:, :, new])
         return out
+
+    def _attend_chunk(self, query: Tensor, cache: SequenceCache, out: Tensor) -> None:
+        """Write to `out` what new positions get, whose keys and values are appended already."""
+        new, slopes = query.shape[2], self._slopes(query)
+        # Some heads at a time, so that the copies of their keys and values stay small.
+        for first in range(0, self.heads, HEADS_AT_ONCE):
+            some = slice(first, first + HEADS_AT_ONCE)
+            biases = None if slopes is None else slopes[some]
+            keys, values = cache.gather(self.layer, query, new, some, room_for_bias(new, slopes))
+            out[:, some] = attend(query[:, some], keys, values, slopes=biases)
+
+    def _slopes(self, like: Tensor) -> Tensor | None:
+        return slopes_on(self.heads, like.device) if self.alibi else None
 
     def _attend_newest(
         self, query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, batch: Batch
@@ -135,7 +151,7 @@ class BaichuanAttention(nn.Module):
             value[0].transpose(0, 1),
             batch.paged(key),
             self.layer,
-            slopes=slopes_on(self.heads, query.device) if self.alibi else None,
+            slopes=self._slopes(query),
             angles=rotary and (rotary[0][0], rotary[1][0]),
         )
         return out.transpose(0, 1)[None]

@@ -14,12 +14,17 @@ from torch.utils._pytree import tree_leaves
 
 from baichuan.errors import UsageError
 from baichuan.model import attention
-from baichuan.model.attention import BIAS_CHANNELS, FEW_QUERIES, alibi_slopes, attend
+from baichuan.model.attention import BIAS_CHANNELS, FEW_QUERIES, alibi_slopes, slopes_on
 
 #: Largest error relative to the largest value, from float64 arithmetic on the same rounded inputs.
 #: float32: the bias itself is of order 100, where a float32 is good to 4e-6. bfloat16 and float16:
 #: two roundings, of the probabilities inside the kernel and of the result.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+
+
+def attend(query, key, value, *, alibi, mask=None):
+    slopes = slopes_on(query.shape[1], query.device) if alibi else None
+    return attention.attend(query, key, value, slopes=slopes, mask=mask)
 
 
 def visible(mask, queries, keys):
@@ -124,7 +129,7 @@ def test_bias_channels_hold_the_bias_in_any_dtype(heads, dtype, head_dim):
     query = torch.zeros(1, heads, queries, head_dim, dtype=dtype)
     scale = head_dim**-0.5
     index = attention._index_channels(keys, keys - 1, query)
-    slopes = attention._slope_channels(query, scale)
+    slopes = attention._slope_channels(query, slopes_on(heads, query.device) / scale)
     assert index.dtype == slopes.dtype == dtype
     assert index.shape == (keys, BIAS_CHANNELS)
     bias = (slopes[0, :, 0].double() @ index.double().T) * scale
@@ -229,7 +234,7 @@ def test_slopes_and_bias_of_the_original(reference):
     keys = biases[0].shape[-1]
     torch.testing.assert_close(torch.tensor(alibi_slopes(40)), golden["slopes_40"])
     query = torch.zeros(1, 40, 1, 8)
-    last = attention._bias(query, keys, None)[0, :, 0]
+    last = attention._bias(query, keys, slopes_on(40, query.device), None)[0, :, 0]
     # The original counts from the first key, ours from the newest: equal under softmax.
     torch.testing.assert_close(last - last[:, :1], biases[0][:, -1], atol=1e-4, rtol=0)
     # Queries of zero leave the bias alone, so values that name the keys show the probabilities.
