@@ -243,6 +243,15 @@ def test_chinese(chromium, address):
     tab.context.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark_follow_the_system(chromium, address, scheme):
+    tab = Tab(chromium, address, color_scheme=scheme)
+    colour = "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"
+    red = int(re.search(r"\d+", tab.page.evaluate(colour))[0])
+    assert (red < 64) == (scheme == "dark")
+    tab.context.close()
+
+
 class Listener(BaseHTTPRequestHandler):
     """A stranger's host, which must never hear from the page."""
 

@@ -45,7 +45,9 @@ SETTINGS = {
     # With torch in memory a collection after each drawing would stop the engine for 0.2 s.
     "runner.postScriptGC": False,
     "server.maxUploadSize": 20,
-    "theme.primaryColor": "#2f6fde",
+    # Of both, so that the page is as light or dark as the system, or as its menu is told.
+    "theme.light.primaryColor": "#2f6fde",
+    "theme.dark.primaryColor": "#5b93f5",
 }
 
 #: Nothing but the page's own files is fetched, whatever a message says. Streamlit's own scripts

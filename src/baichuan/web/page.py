@@ -50,7 +50,8 @@ def _model(options: Options) -> Model:
 
 
 def _draw_messages(talk: Talk, model: Model, asked: Asked) -> None:
-    messages = talk.conversation.messages
+    running = talk.running  # asked once: it may end while the page is drawn
+    messages = running.asked.messages if running else talk.conversation.messages
     if not messages:
         _draw_welcome(talk, model, asked)
     answer = talk.answer
@@ -62,8 +63,8 @@ def _draw_messages(talk: Talk, model: Model, asked: Asked) -> None:
                 _draw_message(talk, number, message)
             if answer is not None and answer.is_last(messages[: number + 1]):
                 _draw_end(answer)
-    if answer is not None and not answer.ended:
-        _follow(answer)
+    if running:
+        _follow(running)
     elif answer is not None and answer.error is not None:
         if answer.text and not answer.is_last(messages):  # it could not be saved
             with st.chat_message("assistant", avatar=_AVATARS["assistant"]):
