@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from baichuan.checkpoint.load import DEMO
+from tests.e2e.page import served, web
 from tests.e2e.serving import Server
 
 ROOT = Path(__file__).parents[2]
@@ -48,11 +50,16 @@ def test_commands(readme, tmp_path):
         "quantize",
         "serve",
         "bench",
+        "web",
     }
     for words in commands:
         if words[1] == "serve":  # does not end by itself
             with Server(*words[2:]) as server:
                 server.wait_until_ready()
+            continue
+        if words[1] == "web":  # nor does this
+            with served(web(*words[2:]), tmp_path) as address:
+                assert httpx.get(address).status_code == 200
             continue
         arguments = [str(DEMO) if word == HUB_NAME else word for word in words[1:]]
         out = run(
