@@ -25,6 +25,7 @@ MAX_BODY = 30_000
 def server():
     keys = [option for key in KEYS for option in ("--api-key", key)]
     limits = ["--max-body", str(MAX_BODY), "--max-batch", "2", "--max-queue", "2"]
+    limits += ["--cache-tokens", "4096"]
     with Server(*keys, *limits, "--allow-origin", "http://page.example") as server:
         server.wait_until_ready()
         server.http.headers.update(HEADERS)
@@ -35,7 +36,9 @@ def server():
 def nothing_left(server):
     yield
     server.wait_until_idle()
-    assert server.metrics()["baichuan_kv_tokens"] == 0
+    figures = server.metrics()
+    assert figures["baichuan_kv_tokens"] == 0
+    assert figures["baichuan_kv_tokens_kept"] <= figures["baichuan_kv_tokens_limit"] == 4096
 
 
 def error_of(response):

@@ -208,6 +208,13 @@ def serve(
     max_queue: Annotated[
         int, typer.Option(min=0, help=translate("Requests that may wait; more are told to retry."))
     ] = 128,
+    cache_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=translate("Tokens that all caches may hold together; by default, what fits."),
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(min=0.001, help=translate("Seconds that an answer may take."))
     ] = 600,
@@ -239,6 +246,7 @@ def serve(
         drain=drain,
         max_batch=max_batch,
         max_queue=max_queue,
+        cache_tokens=cache_tokens,
         limits={
             "api_keys": api_key or (),
             "origins": allow_origin or (),

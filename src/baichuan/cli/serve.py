@@ -21,6 +21,7 @@ def run_serve(
     drain: float,
     max_batch: int,
     max_queue: int,
+    cache_tokens: int | None,
     limits: dict[str, Any],
     where: dict[str, Any],
 ) -> None:
@@ -33,6 +34,7 @@ def run_serve(
         host, port: where to listen.
         drain: seconds that answers under way may take when the server is told to end.
         max_batch, max_queue: requests that run side by side, and that wait.
+        cache_tokens: positions of all caches together; None: by the free memory.
         limits: further fields of `ApiOptions`.
         where: further arguments of `baichuan.load`.
 
@@ -53,7 +55,7 @@ def run_serve(
     else:
         default = model or "baichuan-demo"
     api = ApiOptions(names=tuple(names) or (default,), **limits)
-    worker = WorkerOptions(model, where, max_batch, max_queue)
+    worker = WorkerOptions(model, where, max_batch, max_queue, cache_tokens)
     run_server(worker, api, host, port, drain)
 
 

@@ -28,11 +28,13 @@ class Block:
 
     Attributes:
         users: sequences that hold the block; one that others hold too is not written to.
+        kept: whether one of the users is a `PrefixCache`.
         slab: [layers, 2 (keys, values), heads, BLOCK, head_dim] on the CPU, or None.
     """
 
     def __init__(self, layers: int) -> None:
         self.users = 1
+        self.kept = False
         self.slab: Tensor | None = None
         self._layers = layers
         self._elsewhere: dict[int, Tensor] = {}
@@ -74,11 +76,13 @@ class BlockPool:
         limit: most blocks in use at a time, or None. Whoever takes from a limited pool asks
             `available` first.
         used: blocks in use.
+        spare: those of them that only a `PrefixCache` uses.
     """
 
     def __init__(self, layers: int, limit: int | None = None) -> None:
         self.limit = limit
         self.used = 0
+        self.spare = 0
         self._layers = layers
         self._free: list[Block] = []
 
@@ -97,12 +101,29 @@ class BlockPool:
         block.users = 1
         return block
 
+    def share(self, block: Block) -> None:
+        """Count one more user of a block that is in use."""
+        self.spare -= block.kept and block.users == 1
+        block.users += 1
+
     def give_back(self, block: Block) -> None:
         """Say that one of the block's users does not need it any more."""
         block.users -= 1
+        self.spare += block.kept and block.users == 1
         if block.users == 0:
             self.used -= 1
             self._free.append(block)
+
+    def keep(self, block: Block) -> None:
+        """Make a `PrefixCache` a further user of a block that a sequence uses."""
+        self.share(block)
+        block.kept = True
+
+    def drop(self, block: Block) -> None:
+        """Take back a spare block from the `PrefixCache` that kept it."""
+        self.spare -= 1
+        block.kept = False
+        self.give_back(block)
 
 
 class SequenceCache:
@@ -128,7 +149,7 @@ class SequenceCache:
         twin.tokens = self.tokens.copy()
         twin.blocks = self.blocks[: blocks_for(len(self))]
         for block in twin.blocks:
-            block.users += 1
+            self._pool.share(block)
         return twin
 
     def reserve(self, new: int) -> None:

@@ -34,7 +34,7 @@ class PrefixCache:
     @property
     def spare(self) -> int:
         """Blocks that are kept for reuse alone, which `evict` may give back."""
-        return sum(node.block.users == 1 for _, node in self._walk(self._children))
+        return self._pool.spare
 
     def cache_for(self, prompt: Sequence[int]) -> SequenceCache:
         """Give a cache that begins with as much of the prompt as is kept, in whole blocks.
@@ -50,7 +50,7 @@ class PrefixCache:
             if node is None:
                 break
             node.used = self._clock
-            node.block.users += 1
+            self._pool.share(node.block)
             cache.blocks.append(node.block)
             cache.commit(tokens)
             children = node.children
@@ -65,7 +65,7 @@ class PrefixCache:
             node = children.get(tokens)
             if node is None:
                 node = children[tokens] = _Node(cache.blocks[number], self._clock)
-                node.block.users += 1
+                self._pool.keep(node.block)
             node.used = self._clock
             children = node.children
 
@@ -84,15 +84,8 @@ class PrefixCache:
                 return
             ends.sort(key=lambda end: end[0])
             for _, siblings, tokens in ends[:count]:
-                self._pool.give_back(siblings.pop(tokens).block)
+                self._pool.drop(siblings.pop(tokens).block)
             count -= len(ends)
-
-    def _walk(self, children: dict[_Tokens, _Node]) -> Iterator[tuple[_Tokens, _Node]]:
-        waiting = list(children.items())
-        while waiting:
-            tokens, node = waiting.pop()
-            yield tokens, node
-            waiting.extend(node.children.items())
 
     def _ends(
         self, children: dict[_Tokens, _Node]

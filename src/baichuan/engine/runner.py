@@ -35,8 +35,10 @@ class RunnerStats:
 
     Attributes:
         running: requests in the batch.
-        queued: requests that wait for a place in it.
-        held_tokens: tokens of the running requests, prompts and answers.
+        queued: requests that wait for a place in it, or for room in the caches.
+        held_tokens: positions of the caches of the running requests, in whole blocks.
+        kept_tokens: positions kept for reuse, which others may have as soon as they need them.
+        limit_tokens: most of both together; 0 if there is no bound.
         finished: requests answered to their end.
         cancelled: requests that their senders gave up.
         failed: requests that ended with an error.
@@ -49,6 +51,8 @@ class RunnerStats:
     running: int = 0
     queued: int = 0
     held_tokens: int = 0
+    kept_tokens: int = 0
+    limit_tokens: int = 0
     finished: int = 0
     cancelled: int = 0
     failed: int = 0
@@ -155,6 +159,7 @@ class Runner:
         self._queued: deque[Request] = deque()
         self._running: dict[int, Request] = {}
         self._counts = dict.fromkeys(RunnerStats.__dataclass_fields__, 0)
+        self._cache_use = engine.cache_use
         self._closed = False
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -185,7 +190,7 @@ class Runner:
             if len(self._queued) + len(self._running) >= self._max_batch + self._max_queue:
                 raise QueueFullError(
                     "{count} requests are waiting already, as many as may; ask again later.",
-                    count=len(self._queued),
+                    count=len(self._queued) + self._cache_use.waiting,
                 )
             self._queued.append(request)
             self._changed.notify_all()
@@ -194,12 +199,13 @@ class Runner:
     def stats(self) -> RunnerStats:
         """Count what is going on; from any thread, without waiting for a forward pass."""
         with self._changed:
-            latest = [request._latest for request in self._running.values()]
+            use = self._cache_use
             now = {
-                "running": len(self._running),
-                "queued": len(self._queued),
-                "held_tokens": sum(len(request.prompt) for request in self._running.values())
-                + sum(step.usage.completion_tokens for step in latest if step is not None),
+                "running": len(self._running) - use.waiting,
+                "queued": len(self._queued) + use.waiting,
+                "held_tokens": use.held,
+                "kept_tokens": use.kept,
+                "limit_tokens": use.limit or 0,
             }
             return RunnerStats(**{**self._counts, **now})
 
@@ -253,6 +259,7 @@ class Runner:
         with self._changed:
             while True:
                 self._drop_cancelled()
+                self._cache_use = self._engine.cache_use
                 if self._stopped or self._queued or self._running:
                     return not self._stopped
                 self._changed.notify_all()  # whoever drains
@@ -277,6 +284,7 @@ class Runner:
                     refused.append((request, error))
                 else:
                     self._running[number] = request
+            self._cache_use = self._engine.cache_use
         for request, reason in refused:
             self._fail([request], reason)
 
@@ -290,6 +298,7 @@ class Runner:
         with self._changed:
             self._counts["passes"] += 1
             arrivals = [(request, step) for step in steps if (request := self._count(step))]
+            self._cache_use = self._engine.cache_use
         for request, step in arrivals:
             self._hand_over(request, step)
 
@@ -315,6 +324,7 @@ class Runner:
             for number in failed:
                 self._engine.cancel(number)
                 del self._running[number]
+            self._cache_use = self._engine.cache_use
             self._counts["failed"] += len(requests)
             self._changed.notify_all()
         for request in requests:

@@ -19,8 +19,10 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 #: Fields of the engine's counts that go up and down, and those that only go up.
 _GAUGES = {
     "running": ("baichuan_requests_running", "Requests in the batch."),
-    "queued": ("baichuan_requests_queued", "Requests that wait for a place in the batch."),
-    "held_tokens": ("baichuan_kv_tokens", "Tokens of the running requests."),
+    "queued": ("baichuan_requests_queued", "Requests that wait for a place, or for room."),
+    "held_tokens": ("baichuan_kv_tokens", "Positions in the caches of the running requests."),
+    "kept_tokens": ("baichuan_kv_tokens_kept", "Positions kept for prompts that begin alike."),
+    "limit_tokens": ("baichuan_kv_tokens_limit", "Most positions of both together."),
 }
 _COUNTERS = {
     "finished": ("baichuan_requests_finished", "Answers that came to their end."),

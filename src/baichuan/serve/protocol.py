@@ -19,12 +19,14 @@ class WorkerOptions:
         model: directory or hub name, or None for the demo.
         where: further arguments of `baichuan.load`.
         max_batch, max_queue: as `Runner` takes them.
+        cache_tokens: as `Engine` takes it; None: what memory has room for once the model is loaded.
     """
 
     model: str | None
     where: dict[str, Any]
     max_batch: int
     max_queue: int
+    cache_tokens: int | None = None
 
 
 #: One turn of a conversation: `role` (system, user or assistant) and `content`.
@@ -81,9 +83,13 @@ class Ready:
 
     Attributes:
         context_length: tokens that a prompt and its answer may have together.
+        cache_tokens: positions that the caches of all requests may hold together.
+        cache_bytes: what they take at most.
     """
 
     context_length: int
+    cache_tokens: int
+    cache_bytes: int
 
 
 @dataclass(frozen=True)

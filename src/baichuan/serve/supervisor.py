@@ -141,7 +141,8 @@ class ModelProcess:
             self._replies[number].put_nowait(reply)
         elif isinstance(reply, Ready):
             self.ready = reply
-            _log.info("the model is ready")
+            room, gigabytes = reply.cache_tokens, reply.cache_bytes / 1e9
+            _log.info("the model is ready; caches of up to %d tokens (%.1f GB)", room, gigabytes)
         elif number < 0 and isinstance(reply, Failure):
             _log.error("the model cannot be loaded: %s", reply.message)
             if self.starts == 1:

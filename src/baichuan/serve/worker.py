@@ -35,6 +35,7 @@ from baichuan.language import translate
 from baichuan.model.network import BaichuanForCausalLM
 from baichuan.model.prompt import Message, encode_chat
 from baichuan.model.tokenizer import BaichuanTokenizer
+from baichuan.serve.budget import bytes_per_token, tokens_that_fit
 from baichuan.serve.grammar import JsonGrammars, token_bytes
 from baichuan.serve.protocol import (
     Call,
@@ -77,9 +78,13 @@ def main(connection: Connection, options: WorkerOptions) -> None:
     except Exception as error:
         reply(-1, failure(error))
         return
+    room = options.cache_tokens or tokens_that_fit(model, options.max_batch)
     gone = suppress(EOFError, OSError)
-    with Worker(model, tokenizer, reply, options.max_batch, options.max_queue) as worker, gone:
-        reply(-1, Ready(model.config.context_length))
+    with (
+        Worker(model, tokenizer, reply, options.max_batch, options.max_queue, room) as worker,
+        gone,
+    ):
+        reply(-1, Ready(worker.context_length, room, room * bytes_per_token(model)))
         call: Call | None = None
         while not isinstance(call, Close):
             number, call = connection.recv()
@@ -107,6 +112,10 @@ class Worker:
         model, tokenizer: from `baichuan.load`.
         reply: takes the number of a call and a reply to it, from any thread.
         max_batch, max_queue: as `Runner` takes them.
+        cache_tokens: as `Engine` takes it.
+
+    Attributes:
+        context_length: tokens that a prompt and its answer may have together.
     """
 
     def __init__(
@@ -116,15 +125,17 @@ class Worker:
         reply: Callable[[int, Reply], None],
         max_batch: int,
         max_queue: int,
+        cache_tokens: int,
     ) -> None:
         self._config = model.config
+        self.context_length = min(model.config.context_length, cache_tokens)
         self._defaults = model.generation_config
         self._tokenizer = tokenizer
         self._token_bytes = token_bytes(tokenizer)
         self._reply = reply
         self._requests: dict[int, list[Request]] = {}
         decode = partial(tokenizer.decode, skip_special_tokens=True)
-        engine = Engine(cast(DecoderModel, model), cast(Decode, decode))
+        engine = Engine(cast(DecoderModel, model), cast(Decode, decode), cache_tokens=cache_tokens)
         self._runner = Runner(engine, max_batch=max_batch, max_queue=max_queue)
 
     def __enter__(self) -> Worker:
@@ -220,16 +231,20 @@ class Worker:
         return 195 if user is None else int(user), 196 if assistant is None else int(assistant)
 
     def _params(self, prompt_tokens: int, settings: dict[str, Any]) -> SamplingParams:
-        """Give the sampling parameters of an answer, which must fit behind its prompt."""
+        """Give the sampling parameters of an answer, which must fit behind its prompt.
+
+        Who does not say how long it may be gets the checkpoint's length, or what is left. That much
+        room is set aside when the request begins, so that nothing that has begun is ever short.
+        """
         eos = {} if self._defaults.eos_token_id is not None else {"eos_token_ids": self._ends}
         params = SamplingParams.from_generation_config(self._defaults, **eos, **settings)
-        context = self._config.context_length
+        context = self.context_length
         room = context - prompt_tokens
         asked = settings.get("max_tokens")
         if room < (asked or 1):
             raise ContextLengthError(
-                "This model's context holds {context} tokens, but the prompt has {prompt} and "
-                "max_tokens asks for {asked}; shorten one of them.",
+                "A prompt and its answer may have {context} tokens together here, but the prompt "
+                "has {prompt} and max_tokens asks for {asked}; shorten one of them.",
                 context=context,
                 prompt=prompt_tokens,
                 asked=asked or 1,

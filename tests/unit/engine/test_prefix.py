@@ -78,6 +78,7 @@ def test_blocks_are_neither_lost_nor_given_back_twice(rounds):
         extend(cache, prompt[len(cache) :])
         assert keys(cache) == prompt
         prefixes.keep(cache)
+        assert pool.used - prefixes.spare == len(cache.blocks)
         cache.truncate(0)
         assert prefixes.spare == pool.used
         before = pool.used

@@ -23,7 +23,7 @@ def replies():
 
 @pytest.fixture
 def worker(demo, replies):
-    with Worker(*demo, lambda *reply: replies.put(reply), max_batch=4, max_queue=2) as worker:
+    with Worker(*demo, lambda *reply: replies.put(reply), 4, 2, cache_tokens=4096) as worker:
         yield worker
 
 
@@ -105,6 +105,51 @@ def test_an_answer_fits_behind_its_prompt(worker, replies):
     worker.handle(0, Job([[5] * 1020], settings={"temperature": 9.0, "seed": 1}))
     _, (last,) = answers(replies, 0, 1)
     assert (last.finish_reason, last.completion_tokens) == ("length", 4)
+
+
+def test_small_caches_shorten_the_context(demo, replies):
+    with Worker(*demo, lambda *reply: replies.put(reply), 4, 2, cache_tokens=100) as worker:
+        assert worker.context_length == 100
+        worker.handle(0, Job([[5] * 90], settings={"temperature": 9.0, "seed": 1}))
+        _, (last,) = answers(replies, 0, 1)
+        assert (last.finish_reason, last.completion_tokens) == ("length", 10)
+        worker.handle(1, Job([[5] * 90], settings={"max_tokens": 11}))
+        _, reply = replies.get(timeout=60)
+        assert reply.kind == "too_long"
+        assert "100 tokens" in reply.message and "90" in reply.message and "11" in reply.message
+
+
+def test_requests_that_wait_for_room_are_queued(demo, replies):
+    with Worker(*demo, lambda *reply: replies.put(reply), 4, 2, cache_tokens=1024) as worker:
+        long = {"max_tokens": 900, "temperature": 9.0, "seed": 1}
+        worker.handle(0, Job([QUESTION] * 3, settings=long))
+        replies.get(timeout=60)
+        worker.handle(1, Count())
+        number = 0
+        while number == 0:
+            number, counts = replies.get(timeout=60)
+        assert (counts.values["running"], counts.values["queued"]) == (1, 2)
+        assert 0 < counts.values["held_tokens"] <= counts.values["limit_tokens"] == 1024
+        worker.handle(0, Cancel())
+        worker.handle(2, Job([QUESTION], settings=long))
+        _, (last,) = answers(Later(replies, 2), 2, 1)
+        assert last.finish_reason == "length"
+        worker.handle(3, Count())
+        _, counts = Later(replies, 3).get(timeout=60)
+        assert counts.values["held_tokens"] == 0 < counts.values["kept_tokens"]
+
+
+class Later:
+    """Replies to one call, those to earlier ones being left out."""
+
+    def __init__(self, replies, number):
+        self._replies, self._number = replies, number
+
+    def get(self, timeout):
+        number = None
+        while number != self._number:
+            number, reply = self._replies.get(timeout=timeout)
+        return number, reply
 
 
 def test_cancelled_answers_stop(worker, replies):
