@@ -234,12 +234,22 @@ def stranger():
         server.shutdown()
 
 
-ATTACK = """<script>alert(1)</script><img src="{host}/img" onerror="alert(2)">
-<svg onload="alert(3)">
-![spy]({host}/markdown) ![ref][r] [click](javascript:alert(4)) <iframe src="{host}/frame"></iframe>
+# Blank lines keep the Markdown out of the HTML blocks, in which it would be text.
+ATTACK = """<script>alert(1)</script>
+
+![spy]({host}/markdown) ![ref][r] [click](javascript:alert(4)) <javascript:alert(10)>
+
+<img src="{host}/img" onerror="alert(2)"> <iframe src="{host}/frame"></iframe>
+
+<svg onload="alert(3)"> <style>body{{display:none}}</style> <a href="javascript:alert(6)">x</a>
+
 $\\includegraphics{{{host}/math}}$ $\\href{{javascript:alert(5)}}{{x}}$ `$ ![spy]({host}/code) `
-<style>body{{display:none}}</style> <a href="javascript:alert(6)">x</a>
+
 <meta http-equiv="refresh" content="0;{host}">
+
+| a |
+|---|
+| ![spy]({host}/table) |
 
 [r]: {host}/reference
 
@@ -267,12 +277,21 @@ def test_text_cannot_run_or_fetch_anything(tab, home, stranger):
     assert stranger.heard == []
 
 
-def test_the_policy_is_on_every_answer(tab):
-    answer = tab.page.request.get(tab.address)
-    policy = answer.headers["content-security-policy"]
-    assert "default-src 'self'" in policy
-    assert "http" not in policy
-    assert "unsafe-eval'" not in policy.replace("wasm-unsafe-eval", "")
+def test_the_policy_holds_even_where_a_script_runs(chromium, address, stranger):
+    """Were there a way past the rest: the browser fetches nothing from elsewhere."""
+    tab = Tab(chromium, address)
+    host = f"http://127.0.0.1:{stranger.server_address[1]}"
+    tab.page.evaluate(
+        """host => new Promise(done => {
+            const image = new Image();
+            image.onload = image.onerror = done;
+            image.src = host + "/image";
+        })""",
+        host,
+    )
+    assert tab.page.evaluate("host => fetch(host).catch(() => 'refused')", host) == "refused"
+    assert stranger.heard == []
+    tab.context.close()
 
 
 def test_formulas_and_code(tab, home):
