@@ -138,7 +138,11 @@ class _Sequence:
 
 
 class Engine:
-    """Runs requests side by side, each with its own cache, parameters and random numbers."""
+    """Runs requests side by side, each with its own cache, parameters and random numbers.
+
+    Attributes:
+        failed: errors of the latest step by the numbers of the requests that they ended.
+    """
 
     def __init__(
         self,
@@ -171,6 +175,7 @@ class Engine:
         self._prefixes = None if cache_tokens is None else PrefixCache(self._pool)
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}
+        self.failed: dict[int, Exception] = {}
         self._next_number = 0
 
     @property
@@ -237,7 +242,15 @@ class Engine:
             sequence.cache.truncate(0)
 
     def step(self) -> list[Step]:
-        """Run one forward pass; give a step for each request that has a new token."""
+        """Run one forward pass; give a step for each request that has a new token.
+
+        A request whose own part goes wrong (its constraint, its detokenizer) leaves, its error is
+        in `failed`, and the others go on.
+
+        Raises:
+            Exception: the pass itself went wrong.
+        """
+        self.failed = {}
         self._admit()
         sequences, chunks = self._plan()
         if not chunks:
@@ -247,11 +260,15 @@ class Engine:
             if sequence.started is None:
                 sequence.started = now
         logits = self._model.forward_chunks(chunks)
-        return [
-            self._choose(sequence, rows[-1])
-            for sequence, rows in zip(sequences, logits, strict=True)
-            if len(rows)
-        ]
+        steps = []
+        for sequence, rows in zip(sequences, logits, strict=True):
+            if len(rows):
+                try:
+                    steps.append(self._choose(sequence, rows[-1]))
+                except Exception as error:
+                    self.cancel(sequence.number)
+                    self.failed[sequence.number] = error
+        return steps
 
     def generate(
         self, prompt: Sequence[int], params: SamplingParams, cache: SequenceCache | None = None
@@ -260,7 +277,9 @@ class Engine:
         number = self.add(prompt, params, cache)
         try:
             while self._has(number):
-                yield from (step for step in self.step() if step.request == number)
+                steps = self.step()
+                self._raise_failure_of(number)
+                yield from (step for step in steps if step.request == number)
         finally:
             self.cancel(number)
 
@@ -271,12 +290,18 @@ class Engine:
         numbers = {self.add(prompt, params): index for index, prompt in enumerate(prompts)}
         try:
             while any(self._has(number) for number in numbers):
-                for step in self.step():
+                steps = self.step()
+                self._raise_failure_of(*numbers)
+                for step in steps:
                     if step.request in numbers:
                         yield replace(step, request=numbers[step.request])
         finally:
             for number in numbers:
                 self.cancel(number)
+
+    def _raise_failure_of(self, *numbers: int) -> None:
+        for number in self.failed.keys() & numbers:
+            raise self.failed[number]
 
     def _has(self, number: int) -> bool:
         return number in self._running or any(w.number == number for w in self._waiting)

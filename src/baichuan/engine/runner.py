@@ -132,8 +132,8 @@ class Request(Iterator[Step]):
 class Runner:
     """Runs an engine in the background; also a context manager.
 
-    An error in a forward pass reaches every request of that pass and ends it; the requests behind
-    them are served all the same.
+    An error in a forward pass reaches every request of that pass and ends it, an error in a
+    request's own constraint or detokenizer that request alone; the others are served all the same.
 
     Args:
         engine: nobody else may use it from now on.
@@ -297,10 +297,14 @@ class Runner:
             return
         with self._changed:
             self._counts["passes"] += 1
+            failed = [(self._running[number], e) for number, e in self._engine.failed.items()]
             arrivals = [(request, step) for step in steps if (request := self._count(step))]
             self._cache_use = self._engine.cache_use
         for request, step in arrivals:
             self._hand_over(request, step)
+        for request, reason in failed:
+            _log.error("a request failed; it ends", exc_info=reason)
+            self._fail([request], reason)
 
     def _count(self, step: Step) -> Request | None:
         """Book a step; give its request if that still wants it."""

@@ -211,3 +211,24 @@ def test_what_cannot_run_is_refused(model, engine):
     engine.add(prompt_of(3), PLAIN, cache)
     with pytest.raises(UsageError, match="in use"):
         engine.add(prompt_of(3), PLAIN, cache)
+
+
+def test_an_error_in_an_answers_own_part_is_raised_to_whoever_asked_for_it(model):
+    plain = tokens(run(Engine(model, TOKENIZER.decode), prompt_of(5)))
+    place = next(i for i, token in enumerate(plain) if i > 2 and token not in plain[:i])
+
+    def decode(ids):
+        if plain[place] in ids:
+            raise LookupError("no such piece")
+        return TOKENIZER.decode(ids)
+
+    engine = Engine(model, decode)
+    short = PLAIN.changed(max_tokens=2)
+    other = engine.add(prompt_of(7), short)
+    with pytest.raises(LookupError, match="no such piece"):
+        list(engine.generate(prompt_of(5), PLAIN))
+    assert (engine.running, engine.cache_use.held, engine.failed.keys() & {other}) == (0, 0, set())
+    with pytest.raises(LookupError, match="no such piece"):
+        list(engine.generate_batch([prompt_of(5), prompt_of(6)], PLAIN))
+    assert engine.running == 0
+    assert tokens(run(engine, prompt_of(5), short)) == plain[:2]

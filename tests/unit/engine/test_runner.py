@@ -161,6 +161,39 @@ def test_an_error_of_one_request_is_its_own(runner, engine, monkeypatch):
     assert len(list(good)) == 8
 
 
+class Broken:
+    """A constraint that gives up at the third token."""
+
+    def __init__(self, size):
+        self._mask = torch.ones(size, dtype=torch.bool)
+        self._accepted = 0
+
+    def allowed(self):
+        return self._mask
+
+    def accept(self, token):
+        self._accepted += 1
+        if self._accepted == 3:
+            raise ArithmeticError("beyond the grammar")
+
+
+def test_an_error_while_choosing_ends_that_request_alone(model, caplog):
+    alone = tokens(Engine(model, TOKENIZER.decode).generate(prompt_of(6), SHORT))
+    bad = SHORT.changed(constraint=lambda: Broken(len(TOKENIZER)))
+    engine = Engine(model, TOKENIZER.decode, cache_tokens=1024)
+    with Runner(engine) as runner:
+        good, broken = runner.submit(prompt_of(6), SHORT), runner.submit(prompt_of(6), bad)
+        came = [next(broken).token, next(broken).token]
+        with pytest.raises(ArithmeticError, match="beyond the grammar"):
+            next(broken)
+        assert list(broken) == []
+        assert came == alone[:2]
+        assert tokens(good) == alone
+        assert (runner.stats().failed, runner.stats().finished) == (1, 1)
+        assert runner.stats().held_tokens == 0
+    assert "a request failed" in caplog.text
+
+
 def test_a_callback_that_fails_loses_its_request_only(runner, caplog):
     def deliver(step):
         raise RuntimeError("Event loop is closed")
