@@ -39,7 +39,8 @@ def run_web(
         from baichuan.web.options import Options
     except ModuleNotFoundError as error:
         raise UsageError(
-            "The page needs {package}, which is not installed: pip install 'baichuan-lm[web]'",
+            "The page needs {package}, which is not installed: pip install 'baichuan-lm[web]' "
+            "(Python 3.11 or newer)",
             package=error.name,
         ) from error
     if model is not None:
