@@ -6,6 +6,7 @@
     ├── CheckpointError         files that are missing, broken, unsafe, or of another model
     ├── TokenizerError          a vocabulary file that cannot serve
     ├── PromptError             messages that make no conversation
+    ├── DataError               rows of a data set that are missing or not as they should be
     ├── DownloadError           a model that is neither here nor to be had from the hub
     ├── QueueFullError          more requests at once than the engine was told to keep waiting
     └── StoppedError            a request to an engine that was closed
@@ -49,6 +50,10 @@ class TokenizerError(BaichuanError, ValueError):
 
 class PromptError(BaichuanError, ValueError):
     """A list of messages does not form a conversation."""
+
+
+class DataError(BaichuanError, ValueError):
+    """A data set is incomplete, or a row of it is wrong."""
 
 
 class DownloadError(BaichuanError, OSError):

@@ -17,12 +17,14 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     RevisionNotFoundError,
 )
 
-from baichuan.errors import CheckpointError, DownloadError
+from baichuan.errors import CheckpointError, DataError, DownloadError
 
 #: Everything a model needs; no Python file is ever fetched.
 _WANTED = ("*.json", "*.model", "model*.safetensors")
 #: Fetched only where the repository has no safetensors.
 _PICKLES = "pytorch_model*.bin"
+#: What data sets are read from; no script that would have to be run.
+_ROWS = ["*.csv", "*.zip", "*.tar"]
 
 
 def local_directory(
@@ -80,6 +82,30 @@ def local_directory(
     except (OSError, HTTPError, HFValidationError) as error:
         raise _explained(name, revision, error) from error
     return directory
+
+
+def data_directory(name: str) -> Path:
+    """Give the directory of a data set of the hub, fetching its archives and CSV files.
+
+    Raises:
+        DataError: this cannot be a name on the hub.
+        DownloadError: not on this machine and not to be had from the hub.
+    """
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise DataError(
+            "{name!r} is no folder and no file on this machine, nor a data set's name on the hub "
+            "like 'ceval/ceval-exam'. Check the spelling.",
+            name=name,
+        )
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=_ROWS))
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise DownloadError(
+            "The data set {name!r} could not be fetched from the hub ({why}). Give a folder or an "
+            "archive of it with --data.",
+            name=name,
+            why=(str(error) or type(error).__name__).splitlines()[0],
+        ) from error
 
 
 def _explained(name: str, revision: str | None, error: Exception) -> DownloadError:

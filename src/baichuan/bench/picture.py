@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from baichuan.bench.original import ALIBI_GAIN, MEMORY_GB
-from baichuan.bench.results import Figures, Report, Spread, ratios, write_at_one_stroke
+from baichuan.bench.results import Figures, Report, Spread, ratios
 from baichuan.errors import UsageError
+from baichuan.files import write_at_one_stroke
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 from baichuan.bench.job import Job
 from baichuan.bench.measure import Positions
 from baichuan.bench.memory import Need
+from baichuan.files import write_at_one_stroke
 
 
 @dataclass(frozen=True)
@@ -196,20 +195,3 @@ def ratios(positions: Positions) -> dict[str, Spread]:
 def speed_in_turns(positions: Positions, side: str) -> Spread:
     """Give the tokens per second of "alibi" or "rope"."""
     return Spread.of([positions.turn_tokens / taken for taken in positions.turn_seconds[side]])
-
-
-def write_at_one_stroke(target: Path, content: bytes) -> None:
-    """Write a temporary file beside the target and rename it; on failure nothing is left.
-
-    Raises:
-        OSError: the directory is not there or cannot be written to.
-    """
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        partial.chmod(0o644)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

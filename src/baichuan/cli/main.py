@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from baichuan.cli import eval as evaluation
+from baichuan.cli.options import Bits, Device, Dtype, HugePages, Model, Seed, System
 from baichuan.errors import BaichuanError
 from baichuan.language import translate
 from baichuan.version import __version__
@@ -23,41 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        help=translate("Directory or hub name of a checkpoint; the small demo model if not given."),
-        show_default=False,
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help=translate("float32, bfloat16 or float16; the checkpoint's own by default.")),
-]
-Device = Annotated[
-    str | None, typer.Option(help=translate("cpu, cuda, auto, ...; chosen if not given."))
-]
-System = Annotated[
-    str | None, typer.Option(help=translate("System text put before the conversation."))
-]
-Bits = Annotated[
-    int | None,
-    typer.Option(
-        help=translate("8 or 4: quantize while loading. A quantized checkpoint needs no --bits.")
-    ),
-]
-HugePages = Annotated[
-    bool,
-    typer.Option(
-        "--huge-pages",
-        help=translate("Copy quantized weights into large pages: starts later, answers faster."),
-    ),
-]
-#: torch's generators take 64 bits.
-Seed = Annotated[
-    int | None, typer.Option(help=translate("Makes sampling repeatable."), min=0, max=2**63 - 1)
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -350,6 +317,9 @@ def info(model: Model = None) -> None:
     from baichuan.cli.info import run_info
 
     run_info(model)
+
+
+app.add_typer(evaluation.app, name="eval")
 
 
 #: GNU OpenMP's threads wait for each other in a loop of 300,000 rounds, some 13 ms: beside another

@@ -1,0 +1,1 @@
+"""C-Eval, MMLU and CMMLU by their official schemes; perplexity and distance from an original."""

@@ -1,0 +1,329 @@
+"""Questions from files: found in a folder, an archive or on the hub, read, and checked row by row.
+
+Knows the benchmarks' files, no prompt and no model. Archives are read where they lie: nothing is
+unpacked, and no code of a data set is run (the hub's loading scripts for C-Eval and CMMLU would
+be; what they read is an archive beside them, which is read here).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from baichuan.errors import DataError, UsageError
+from baichuan.evaluate.subjects import Benchmark
+from baichuan.hub import data_directory
+from baichuan.language import translate
+
+LETTERS = ("A", "B", "C", "D")
+_TEXT = ("question", "a", "b", "c", "d")
+_ANSWER = "answer"
+_ARCHIVES = (".zip", ".tar")
+
+#: Names of files to what gives their bytes.
+Files = Mapping[str, Callable[[], bytes]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row.
+
+    Attributes:
+        subject: its subject.
+        number: what the file numbers it by, else its place in the file, from 0.
+        text: the question.
+        choices: of A to D.
+        answer: the right letter; None where the file does not say.
+    """
+
+    subject: str
+    number: str
+    text: str
+    choices: tuple[str, ...]
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a benchmark.
+
+    Attributes:
+        benchmark: which.
+        split: where the questions are from.
+        shots: subject to its rows of `dev`, in the file's order.
+        questions: subject to its rows, in the file's order.
+        remarks: what a user should know about the files, as sentences.
+    """
+
+    benchmark: Benchmark
+    split: str
+    shots: dict[str, list[Question]]
+    questions: dict[str, list[Question]]
+    remarks: list[str]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all rows: the same text has the same digest, in whatever files it lies."""
+        total = hashlib.sha256()
+        for rows in (self.shots, self.questions):
+            for subject in sorted(rows):
+                for row in rows[subject]:
+                    total.update(repr((subject, row)).encode())
+        return total.hexdigest()
+
+
+def read_data(
+    benchmark: Benchmark,
+    source: str | None = None,
+    *,
+    split: str | None = None,
+    subjects: Sequence[str] = (),
+    shots: int = 5,
+    limit: int | None = None,
+) -> Data:
+    """Read and check a benchmark's rows.
+
+    Args:
+        benchmark: which.
+        source: a folder, a .zip or .tar file, or the name of a data set on the hub; None is the
+            benchmark's own on the hub.
+        split: where the questions are from; None is the benchmark's usual one.
+        subjects: only these; empty for all.
+        shots: rows of `dev` that each subject must have.
+        limit: only so many questions of each subject, the first ones.
+
+    Raises:
+        DataError: a file is missing, or a row is not as it should be; names file and line.
+        UsageError: a subject or split that there is not, or a number that is not allowed.
+        DownloadError: the data set could not be fetched.
+    """
+    split = benchmark.splits[0] if split is None else split
+    _check_choice("split", split, benchmark.splits)
+    for subject in subjects:
+        _check_choice("subject", subject, tuple(benchmark.names))
+    if limit is not None and limit < 1:
+        raise UsageError("limit is {given}; allowed is 1 or more.", given=limit)
+    place, files = _open(source or benchmark.hub)
+    reader = _Reader(benchmark, place, files)
+    chosen = [name for name in benchmark.names if not subjects or name in subjects]
+    questions = {name: reader.rows(name, split)[:limit] for name in chosen}
+    examples = {name: reader.rows(name, "dev") for name in chosen} if shots else {}
+    for name, rows in examples.items():
+        if len(rows) < shots:
+            raise DataError(
+                "The dev file of {subject} in {place} has {count} rows, but {shots} examples were "
+                "asked for. Ask for fewer with --shots.",
+                subject=name,
+                place=place,
+                count=len(rows),
+                shots=shots,
+            )
+    return Data(benchmark, split, examples, questions, reader.remarks)
+
+
+def _check_choice(what: str, given: str, allowed: tuple[str, ...]) -> None:
+    if given not in allowed:
+        raise UsageError(
+            "{what} is {given!r}; allowed is one of: {allowed}.",
+            what=what,
+            given=given,
+            allowed=", ".join(allowed),
+        )
+
+
+class _Reader:
+    """Reads files of one benchmark from one place."""
+
+    def __init__(self, benchmark: Benchmark, place: str, files: Files) -> None:
+        self.remarks: list[str] = []
+        self._benchmark = benchmark
+        self._place = place
+        self._files = files
+
+    def rows(self, subject: str, split: str) -> list[Question]:
+        """Read one file.
+
+        Raises:
+            DataError: it is missing, or a row is wrong.
+        """
+        name = self._find(subject, split)
+        lines = _lines(name, self._files[name]())
+        columns = self._columns(name, lines)
+        # C-Eval's test split was published without answers, later with them.
+        optional = self._benchmark.name == "ceval" and split == "test"
+        if _ANSWER not in columns and not optional:
+            raise _wrong_columns(name, list(columns))
+        rows: list[Question] = []
+        seen: dict[tuple[str, ...], int] = {}
+        for line, cells in lines:
+            row = _question(name, line, cells, columns, subject, len(rows))
+            body = (row.text, *row.choices)
+            if body in seen:
+                self.remarks.append(
+                    translate(
+                        "{file}, line {line}: the same question as in line {first}; both count.",
+                        file=name,
+                        line=line,
+                        first=seen[body],
+                    )
+                )
+            seen.setdefault(body, line)
+            rows.append(row)
+        if not rows:
+            raise DataError("{file} has no questions; fetch it again.", file=name)
+        return rows
+
+    def _find(self, subject: str, split: str) -> str:
+        for name in self._files:
+            path = PurePosixPath(name)
+            if path.parent.name == split and path.stem in (subject, f"{subject}_{split}"):
+                return name
+        raise DataError(
+            "{place} has no {split}/{subject}_{split}.csv nor {split}/{subject}.csv. Give the "
+            "folder or archive that holds dev and {split}, or leave the subject out with "
+            "--subjects.",
+            place=self._place,
+            split=split,
+            subject=subject,
+        )
+
+    def _columns(self, name: str, lines: Iterator[tuple[int, list[str]]]) -> dict[str, int]:
+        """Map names of columns, in small letters, to their places."""
+        if not self._benchmark.has_header:
+            return {column: place for place, column in enumerate((*_TEXT, _ANSWER))}
+        _, header = next(lines, (1, []))
+        columns = {cell.strip().lower(): place for place, cell in enumerate(header)}
+        if not columns.keys() >= set(_TEXT):
+            raise _wrong_columns(name, header)
+        return columns
+
+
+def _lines(name: str, content: bytes) -> Iterator[tuple[int, list[str]]]:
+    """Give each row with the number of the line that it ends in."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            "{file}, line {line}: this is not UTF-8. Save the file as UTF-8, or fetch it again.",
+            file=name,
+            line=line,
+        ) from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise DataError(
+            "{file}, line {line}: this is not CSV ({reason}). Fetch the file again.",
+            file=name,
+            line=reader.line_num,
+            reason=error,
+        ) from error
+
+
+def _wrong_columns(name: str, header: Sequence[str]) -> DataError:
+    return DataError(
+        "{file}, line 1: the columns are {given}; there must be question, A, B, C, D and answer.",
+        file=name,
+        given=", ".join(header),
+    )
+
+
+def _question(
+    name: str, line: int, cells: list[str], columns: dict[str, int], subject: str, place: int
+) -> Question:
+    """Check one row."""
+    if not any(cell.strip() for cell in cells):
+        raise DataError("{file}, line {line}: the row is empty; delete it.", file=name, line=line)
+    if len(cells) != len(columns):
+        raise DataError(
+            "{file}, line {line}: the row has {count} columns; the file has {expected}. Is a "
+            "quotation mark missing?",
+            file=name,
+            line=line,
+            count=len(cells),
+            expected=len(columns),
+        )
+    body = [cells[columns[column]] for column in _TEXT]
+    for column, text in zip(_TEXT, body, strict=True):
+        if not text.strip():
+            raise DataError(
+                "{file}, line {line}: column {column} is empty.",
+                file=name,
+                line=line,
+                column=column if column == "question" else column.upper(),
+            )
+    answer = cells[columns[_ANSWER]].strip().upper() if _ANSWER in columns else None
+    if answer is not None and answer not in LETTERS:
+        raise DataError(
+            "{file}, line {line}: the answer is {given!r}; allowed is A, B, C or D.",
+            file=name,
+            line=line,
+            given=cells[columns[_ANSWER]],
+        )
+    number = cells[columns["id"]].strip() if "id" in columns else str(place)
+    return Question(subject, number, body[0], tuple(body[1:]), answer)
+
+
+def _open(source: str) -> tuple[str, Files]:
+    """Find files: what the place is called, and its CSV files by name."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return source, _archive(path)
+    directory = path if path.is_dir() else data_directory(source)
+    files: dict[str, Callable[[], bytes]] = {
+        str(file): file.read_bytes for file in sorted(directory.rglob("*.csv"))
+    }
+    if not files:  # as on the hub: one archive, and a script that nobody should have to run
+        for archive in sorted(p for p in directory.iterdir() if p.name.endswith(_ARCHIVES)):
+            files.update(_archive(archive))
+    if not files:
+        raise DataError(
+            "{place} holds no .csv files and no archive of any; give the folder or archive of the "
+            "data set.",
+            place=source,
+        )
+    return source, files
+
+
+def _archive(path: Path) -> Files:
+    """Give the CSV files of an archive; each is read when it is asked for."""
+    try:
+        if zipfile.is_zipfile(path):
+            zipped = zipfile.ZipFile(path)
+            return {
+                f"{path}/{name}": lambda name=name: zipped.read(name)  # type: ignore[misc]
+                for name in zipped.namelist()
+                if _is_data(name)
+            }
+        packed = tarfile.open(path)  # noqa: SIM115  (stays open as long as its files are asked for)
+    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise DataError(
+            "{file} is no .zip and no .tar archive, or it is damaged. Give a folder, an archive, "
+            "or a data set's name on the hub.",
+            file=path,
+        ) from error
+
+    def content(member: tarfile.TarInfo) -> bytes:
+        file = packed.extractfile(member)
+        assert file is not None, "directories and links are no data"
+        return file.read()
+
+    return {
+        f"{path}/{member.name}": lambda member=member: content(member)  # type: ignore[misc]
+        for member in packed
+        if member.isfile() and _is_data(member.name)
+    }
+
+
+def _is_data(name: str) -> bool:
+    """Leave out what macOS adds to archives."""
+    path = PurePosixPath(name)
+    return path.suffix == ".csv" and not path.name.startswith("._")

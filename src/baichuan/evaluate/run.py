@@ -1,0 +1,241 @@
+"""One evaluation from prompts to a result file: resumable, and shared by several processes.
+
+What is scored goes to a journal beside the result, a line per batch, as soon as it is known; a run
+that was killed goes on behind the last whole line. Knows scorers by their interface alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+
+from baichuan.errors import UsageError
+from baichuan.evaluate.data import Data
+from baichuan.evaluate.prompts import PromptMaker
+from baichuan.evaluate.results import Answer, Result, Settings, read_result
+from baichuan.evaluate.scorers import Scorer, Scores
+from baichuan.language import translate
+
+#: Told how many questions are scored, of how many, and how many of them in this run.
+Tell = Callable[[int, int, int], None]
+
+_JOURNAL = ".partial"
+#: How long one process may wait for the others.
+_PATIENCE = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which process this is, of how many; torchrun and `accelerate launch` say it."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def of_this_process(cls) -> Share:
+        """Read what the launcher said; alone without one."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    @property
+    def device(self) -> str | None:
+        """The GPU of this process among several; None leaves the choice to the loader."""
+        if self.count > 1 and torch.cuda.is_available():
+            return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return None
+
+    def subjects(self, sizes: dict[str, int]) -> list[str]:
+        """Give this process its subjects: whole ones, so that batches are the same for any count.
+
+        Args:
+            sizes: questions of each subject.
+        """
+        loads = [0] * self.count
+        mine = []
+        for subject in sorted(sizes, key=lambda name: (-sizes[name], name)):
+            least = loads.index(min(loads))
+            loads[least] += sizes[subject]
+            if least == self.rank:
+                mine.append(subject)
+        return mine
+
+
+def evaluate(
+    settings: Settings,
+    data: Data,
+    scorer: Scorer,
+    maker: PromptMaker,
+    target: Path,
+    tell: Tell | None = None,
+) -> Result | None:
+    """Score what is not scored yet and write the result.
+
+    Args:
+        settings: what the result depends on; a journal of other settings is refused.
+        data: the questions.
+        scorer: scores them.
+        maker: makes their prompts.
+        target: the result's file; its journal lies beside it.
+        tell: told of progress.
+
+    Returns:
+        The result; None in all processes but the first.
+
+    Raises:
+        UsageError: the file, or what is left of an earlier run, is of other settings.
+    """
+    share = Share.of_this_process()
+    journal = Journal(target, settings, share)
+    prompts = {
+        subject: [maker.prompt(row, data.shots.get(subject, [])) for row in data.questions[subject]]
+        for subject in share.subjects({name: len(rows) for name, rows in data.questions.items()})
+    }
+    total = sum(map(len, prompts.values()))
+    known = {subject: journal.known.get(subject, {}) for subject in prompts}
+    before = done = sum(map(len, known.values()))
+    if tell is not None:
+        tell(done, total, 0)
+    for subject, asked in prompts.items():
+        for batch in scorer.scores(asked, known[subject].keys()):
+            journal.add(subject, batch)
+            done += len(batch.keys() - known[subject].keys())
+            known[subject].update(batch)
+            if tell is not None:
+                tell(done, total, done - before)
+    answers = {
+        subject: [Answer.of(prompt, known[subject][i]) for i, prompt in enumerate(asked)]
+        for subject, asked in prompts.items()
+    }
+    gathered = _gathered(answers, share)
+    if gathered is None:
+        return None
+    rows = [answer for subject in data.questions for answer in gathered[subject]]
+    result = Result(settings, rows, data.remarks + _shortened(rows, settings))
+    result.save(target)
+    journal.remove()
+    return result
+
+
+def finished(target: Path, settings: Settings) -> Result | None:
+    """Give the result if it is there already.
+
+    Raises:
+        UsageError: the file is the result of other settings.
+        DataError: it is no result at all.
+    """
+    if not target.exists():
+        return None
+    result = read_result(target)
+    _require_same(target, settings, result.settings)
+    return result
+
+
+class Journal:
+    """Scores of a run that is not finished, a line of JSON per batch.
+
+    Attributes:
+        known: subject to index to scores, of all earlier runs, by however many processes.
+    """
+
+    def __init__(self, target: Path, settings: Settings, share: Share) -> None:
+        self.known: dict[str, Scores] = {}
+        self._target = target
+        for path in self._paths():
+            self._read(path, settings)
+        number = f".{share.rank}" if share.count > 1 else ""
+        self._path = target.with_name(f"{target.name}{_JOURNAL}{number}")
+        try:
+            self._file = self._path.open("ab")
+        except OSError as error:
+            raise UsageError(
+                "{target} cannot be written ({reason}).", target=target, reason=error.strerror
+            ) from error
+        # Behind a line that was cut off, a new one begins.
+        self._write(b"\n")
+        self._line({"settings": asdict(settings)})
+
+    def add(self, subject: str, scores: Scores) -> None:
+        """Write a batch."""
+        self._line({"subject": subject, "scores": list(scores.items())})
+
+    def remove(self) -> None:
+        """Delete all processes' journals: the result is written."""
+        self._file.close()
+        for path in self._paths():
+            path.unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._target.parent.glob(f"{self._target.name}{_JOURNAL}*"))
+
+    def _read(self, path: Path, settings: Settings) -> None:
+        for line in path.read_bytes().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # cut off when the run was killed, or empty
+                continue
+            if "settings" in entry:
+                _require_same(path, settings, Settings.from_dict(entry["settings"]))
+            else:
+                scores = {index: tuple(four) for index, four in entry["scores"]}
+                self.known.setdefault(entry["subject"], {}).update(scores)
+
+    def _line(self, entry: dict[str, Any]) -> None:
+        self._write(json.dumps(entry).encode() + b"\n")
+
+    def _write(self, content: bytes) -> None:
+        self._file.write(content)
+        self._file.flush()
+
+
+def _require_same(path: Path, settings: Settings, found: Settings) -> None:
+    differing = settings.differing(found)
+    if differing:
+        raise UsageError(
+            "{path} is of an evaluation with other settings ({differing}). Name another file with "
+            "--out, or delete it.",
+            path=path,
+            differing="; ".join(differing),
+        )
+
+
+def _shortened(answers: Sequence[Answer], settings: Settings) -> list[str]:
+    """Say how many prompts lost examples."""
+    count = sum(answer.shots < settings.shots for answer in answers)
+    if not count:
+        return []
+    return [
+        translate(
+            "Prompts with fewer examples, to fit into {limit} tokens: {count} of {total}.",
+            count=count,
+            limit=settings.max_length,
+            total=len(answers),
+        )
+    ]
+
+
+def _gathered(answers: dict[str, list[Answer]], share: Share) -> dict[str, list[Answer]] | None:
+    """Bring all processes' answers to the first, and wait for it; None elsewhere."""
+    if share.count == 1:
+        return answers
+    with _process_group():
+        found: list[Any] | None = [None] * share.count if share.rank == 0 else None
+        torch.distributed.gather_object(answers, found)
+        if found is None:
+            return None
+        return {subject: rows for part in found for subject, rows in part.items()}
+
+
+@contextmanager
+def _process_group() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
