@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from baichuan.errors import DataError, UsageError
@@ -296,31 +297,33 @@ def _open(source: str) -> tuple[str, Files]:
 def _archive(path: Path) -> Files:
     """Give the CSV files of an archive; each is read when it is asked for."""
     try:
-        if zipfile.is_zipfile(path):
-            zipped = zipfile.ZipFile(path)
-            return {
-                f"{path}/{name}": lambda name=name: zipped.read(name)  # type: ignore[misc]
-                for name in zipped.namelist()
-                if _is_data(name)
-            }
-        packed = tarfile.open(path)  # noqa: SIM115  (stays open as long as its files are asked for)
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            with zipfile.ZipFile(path) as opened:
+                names = opened.namelist()
+        else:
+            with tarfile.open(path) as packed:
+                names = [member.name for member in packed if member.isfile()]
     except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise DataError(
             "{file} is no .zip and no .tar archive, or it is damaged. Give a folder, an archive, "
             "or a data set's name on the hub.",
             file=path,
         ) from error
+    read = _from_zip if zipped else _from_tar
+    return {f"{path}/{name}": partial(read, path, name) for name in names if _is_data(name)}
 
-    def content(member: tarfile.TarInfo) -> bytes:
-        file = packed.extractfile(member)
+
+def _from_zip(path: Path, name: str) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(name)
+
+
+def _from_tar(path: Path, name: str) -> bytes:
+    with tarfile.open(path) as archive:
+        file = archive.extractfile(name)
         assert file is not None, "directories and links are no data"
         return file.read()
-
-    return {
-        f"{path}/{member.name}": lambda member=member: content(member)  # type: ignore[misc]
-        for member in packed
-        if member.isfile() and _is_data(member.name)
-    }
 
 
 def _is_data(name: str) -> bool:
