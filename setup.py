@@ -4,6 +4,8 @@ No compiler, no kernels: the package installs all the same and `baichuan info` s
 the code holds every instruction set and chooses at run time.
 """
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -31,7 +33,7 @@ setup(
         Extension(
             "baichuan.kernels._native",
             sources=["csrc/kernels.cpp"],
-            depends=["csrc/loops.inc"],
+            depends=sorted(str(path) for path in Path("csrc").glob("*.inc")),
             language="c++",
             optional=True,
         )
