@@ -17,7 +17,7 @@ from baichuan.evaluate.results import write_json
 from baichuan.evaluate.texts import TextScore, distance, perplexity, read_text
 from baichuan.language import translate
 
-#: The demo's name on the command line where a name must be given.
+#: What the demo model is called.
 _DEMO = "demo"
 
 
@@ -60,8 +60,8 @@ def run_kl(
         BaichuanError: a file or a model cannot be used, or a value is not allowed.
     """
     texts = [read_text(path) for path in files]
-    network, tokenizer = load_model(_named(model), **where)
-    other, _ = load_model(_named(original), **{**where, "bits": None})
+    network, tokenizer = load_model(model, **where)
+    other, _ = load_model(original, **{**where, "bits": None})
     sizes = _window(other, window, stride)
     with _bar() as tell:
         found = distance(network, other, _encoded(texts, tokenizer), **sizes, tell=tell)
@@ -81,11 +81,6 @@ def run_kl(
         scores = {"model": _figures(found.model), "original": _figures(found.original)}
         figures = {"kl": found.kl, "same": found.same, "scores": scores}
         write_json(saved, {"models": list(names), **sizes, **figures})
-
-
-def _named(name: str) -> str | None:
-    """Let the demo model be named where nothing can be left out."""
-    return None if name == _DEMO and not Path(name).exists() else name
 
 
 def _window(network: Any, window: int | None, stride: int | None) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch.distributed
 
 from baichuan.errors import UsageError
 from baichuan.evaluate.data import Data
-from baichuan.evaluate.prompts import PromptMaker
+from baichuan.evaluate.prompts import Prompt, PromptMaker
 from baichuan.evaluate.results import Answer, Result, Settings, read_result
 from baichuan.evaluate.scorers import Scorer, Scores
 from baichuan.language import translate
@@ -92,13 +92,28 @@ def evaluate(
         UsageError: the file, or what is left of an earlier run, is of other settings.
     """
     share = Share.of_this_process()
-    journal = Journal(target, settings, share)
     prompts = {
         subject: [maker.prompt(row, data.shots.get(subject, [])) for row in data.questions[subject]]
         for subject in share.subjects({name: len(rows) for name, rows in data.questions.items()})
     }
-    total = sum(map(len, prompts.values()))
+    with closing(Journal(target, settings, share)) as journal:
+        answers = _answered(prompts, scorer, journal, tell)
+    gathered = _gathered(answers, share)
+    if gathered is None:
+        return None
+    rows = [answer for subject in data.questions for answer in gathered[subject]]
+    result = Result(settings, rows, data.remarks + _shortened(rows, settings))
+    result.save(target)
+    journal.remove()
+    return result
+
+
+def _answered(
+    prompts: dict[str, list[Prompt]], scorer: Scorer, journal: Journal, tell: Tell | None
+) -> dict[str, list[Answer]]:
+    """Score what the journal has not, and predict."""
     known = {subject: journal.known.get(subject, {}) for subject in prompts}
+    total = sum(map(len, prompts.values()))
     before = done = sum(map(len, known.values()))
     if tell is not None:
         tell(done, total, 0)
@@ -109,18 +124,10 @@ def evaluate(
             known[subject].update(batch)
             if tell is not None:
                 tell(done, total, done - before)
-    answers = {
+    return {
         subject: [Answer.of(prompt, known[subject][i]) for i, prompt in enumerate(asked)]
         for subject, asked in prompts.items()
     }
-    gathered = _gathered(answers, share)
-    if gathered is None:
-        return None
-    rows = [answer for subject in data.questions for answer in gathered[subject]]
-    result = Result(settings, rows, data.remarks + _shortened(rows, settings))
-    result.save(target)
-    journal.remove()
-    return result
 
 
 def finished(target: Path, settings: Settings) -> Result | None:
@@ -165,9 +172,12 @@ class Journal:
         """Write a batch."""
         self._line({"subject": subject, "scores": list(scores.items())})
 
+    def close(self) -> None:
+        """End it; what it holds stays for the next run."""
+        self._file.close()
+
     def remove(self) -> None:
         """Delete all processes' journals: the result is written."""
-        self._file.close()
         for path in self._paths():
             path.unlink(missing_ok=True)
 
