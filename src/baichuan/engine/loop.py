@@ -335,15 +335,19 @@ class Engine:
         return (sequence for sequence in self._running.values() if sequence.own_cache)
 
     def _plan(self) -> tuple[list[_Sequence], list[Chunk]]:
-        """Choose the tokens of the next pass: all that decode, then prompts in order of arrival."""
+        """Choose the tokens of the next pass: all that decode, and prompts in order of arrival.
+
+        A prompt is cut where it would be cut if it were alone, for rounding depends on the cut: a
+        part that does not fit behind those of other prompts waits for the next pass.
+        """
         budget = self._prefill_chunk
         sequences, chunks = [], []
         for sequence in self._running.values():
             pending = sequence.pending
             if not sequence.answer:
-                if budget == 0:
+                part = pending[: self._prefill_chunk]
+                if len(part) > budget:
                     continue
-                part = pending[:budget]
                 budget -= len(part)
                 chunk = Chunk(part, sequence.cache, logits=int(len(part) == len(pending)))
             else:

@@ -115,10 +115,10 @@ def test_a_pass_is_bounded_and_a_long_prompt_stops_nobody(model, monkeypatch):
     assert [step.request for step in engine.step()] == [short]
     long = engine.add(prompt_of(18), PLAIN)
     last = engine.add(prompt_of(6), PLAIN)
-    arrivals = [[step.request for step in engine.step()] for _ in range(6)]
-    assert arrivals == [[short]] * 4 + [[short, long], [short, long, last]]
-    # Four prompt tokens, first come first served, and one of each that decodes.
-    assert passes == [3, 5, 5, 5, 5, 1 + 2 + 2, 1 + 1 + 4]
+    arrivals = [[step.request for step in engine.step()] for _ in range(7)]
+    assert arrivals == [[short]] * 4 + [[short, long]] * 2 + [[short, long, last]]
+    # At most four prompt tokens, first come first served, and one of each that decodes.
+    assert passes == [3, 5, 5, 5, 5, 1 + 2, 1 + 1 + 4, 1 + 1 + 2]
 
 
 def test_a_turn_computes_its_new_tokens_only(model, engine):
@@ -211,6 +211,26 @@ def test_what_cannot_run_is_refused(model, engine):
     engine.add(prompt_of(3), PLAIN, cache)
     with pytest.raises(UsageError, match="in use"):
         engine.add(prompt_of(3), PLAIN, cache)
+
+
+def test_prompts_are_cut_as_if_they_were_alone(model, monkeypatch):
+    """For rounding depends on the cut, and with it the answer."""
+    passes = []
+    forward = model.forward_chunks
+
+    def seen(chunks):
+        passes.append([len(chunk.tokens) for chunk in chunks])
+        return forward(chunks)
+
+    monkeypatch.setattr(model, "forward_chunks", seen)
+    engine = Engine(model, TOKENIZER.decode, prefill_chunk=50)
+    for length in (30, 120, 15, 49):
+        engine.add(prompt_of(length), PLAIN.changed(max_tokens=2))
+    while engine.running:
+        engine.step()
+    assert passes[0] == [30, 15]  # 50 of the second do not fit behind the first
+    assert passes[1:4] == [[1, 50, 1], [50], [20]]
+    assert all(sum(n for n in parts if n > 1) <= 50 for parts in passes)
 
 
 def test_an_error_in_an_answers_own_part_is_raised_to_whoever_asked_for_it(model):
