@@ -3,7 +3,8 @@
     python benchmarks/random_gguf.py CHECKPOINT FILE --type q4_0
 
 Needs numpy and the package `gguf`; no torch. The checkpoint is read tensor by tensor, so memory
-holds one matrix. There is no tokenizer in the file: its prompts are token ids.
+holds one matrix. There is no tokenizer in the file unless `--vocabulary` puts a made-up one there,
+which a server needs; prompts are token ids.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from gguf import GGMLQuantizationType as Type
 from gguf import GGUFWriter
 from gguf.quants import quant_shape_to_byte_shape, quantize
 from tqdm import tqdm
+from workers.vocabulary import pieces
 
-#: llama.cpp gives ALiBi to a Baichuan network by its number of layers.
+#: llama.cpp gives ALiBi to a Baichuan network of so many layers alone. Its "refact" is the same
+#: network (RMSNorm, SwiGLU, ALiBi) with any number.
 _ALIBI_LAYERS = 40
 #: Rows that one process rounds at a time.
 _PART_ROWS = 1024
@@ -72,14 +75,19 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="directory of bfloat16 safetensors")
     parser.add_argument("file", type=Path, help="to write; left as it is if it exists")
     parser.add_argument("--type", choices=_TYPES, default="q4_0", help="of the matrices")
+    parser.add_argument("--vocabulary", action="store_true", help="add a made-up vocabulary")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     if not arguments.file.exists():
         kind = _TYPES[arguments.type]
-        write_gguf(arguments.checkpoint, arguments.file, kind, arguments.processes)
+        write_gguf(
+            arguments.checkpoint, arguments.file, kind, arguments.processes, arguments.vocabulary
+        )
 
 
-def write_gguf(checkpoint: Path, file: Path, kind: Type, processes: int) -> None:
+def write_gguf(
+    checkpoint: Path, file: Path, kind: Type, processes: int, vocabulary: bool = False
+) -> None:
     """Write the whole file beside its name, then rename it.
 
     Args:
@@ -87,21 +95,22 @@ def write_gguf(checkpoint: Path, file: Path, kind: Type, processes: int) -> None
         file: to write.
         kind: of the matrices; the head is never less than Q8_0, norms are float32.
         processes: that round at the same time.
+        vocabulary: whether to add one.
 
     Raises:
-        SystemExit: not the 13B's number of layers, or not bfloat16.
+        SystemExit: not bfloat16.
     """
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
-    if config["num_hidden_layers"] != _ALIBI_LAYERS:
-        raise SystemExit(
-            f"{checkpoint} has {config['num_hidden_layers']} layers; llama.cpp computes ALiBi "
-            f"for a Baichuan network of {_ALIBI_LAYERS} layers alone. Make it with as many."
-        )
     tensors = dict(_tensors(_sources(checkpoint), config))
     kinds = {name: _kind_of(name, source, kind) for name, source in tensors.items()}
     partial = file.with_name(f"{file.name}.partial")
-    writer = GGUFWriter(partial, "baichuan")
+    same = config["num_hidden_layers"] == _ALIBI_LAYERS
+    writer = GGUFWriter(partial, "baichuan" if same else "refact")
     _add_settings(writer, config)
+    if vocabulary:
+        _add_vocabulary(writer, config["vocab_size"])
+    else:
+        writer.add_tokenizer_model("none")
     for name, source in tensors.items():
         shape = quant_shape_to_byte_shape(source.shape, kinds[name])
         # The writer takes shapes in bytes with uint8, and bytes of a float32 are not rounded.
@@ -167,7 +176,17 @@ def _add_settings(writer: GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("none")
+
+
+def _add_vocabulary(writer: GGUFWriter, size: int) -> None:
+    texts, kinds = zip(*pieces(size), strict=True)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(texts)
+    writer.add_token_scores([-float(number) for number in range(size)])
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
 
 
 def _rounded(source: Source, kind: Type, pool: Processes) -> np.ndarray[Any, Any]:

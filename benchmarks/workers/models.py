@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from random_checkpoint import write_random_checkpoint
+from sentencepiece import sentencepiece_model_pb2 as proto
 from tqdm import tqdm
+from workers.vocabulary import pieces
 
 from baichuan.checkpoint.quantize import quantize_checkpoint
 from baichuan.model.configuration import BaichuanConfig
@@ -39,25 +41,31 @@ class Models:
         directory: of all of them.
         thin: the small network with the 13B's layers instead of the 13B.
         peers: interpreter of the virtual environment with the package `gguf`.
+        layers: fewer layers, each at full width, and a made-up vocabulary: for servers.
     """
 
     directory: Path
     thin: bool
     peers: Path
+    layers: int | None = None
 
     @property
     def config(self) -> BaichuanConfig:
         """The network's shape."""
-        return BaichuanConfig.preset("13b", **(_THIN if self.thin else {}))
+        fewer = {} if self.layers is None else {"num_hidden_layers": self.layers}
+        return BaichuanConfig.preset("13b", **(_THIN if self.thin else {}), **fewer)
 
     @property
     def _name(self) -> str:
-        return "thin" if self.thin else "13b"
+        name = "thin" if self.thin else "13b"
+        return name if self.layers is None else f"{name}-{self.layers}-layers"
 
     def plain(self) -> Path:
         """Give the directory of the bfloat16 checkpoint."""
         directory = self.directory / self._name
         write_random_checkpoint(directory, self.config)
+        if self.layers is not None:
+            _write_vocabulary(directory / "tokenizer.model", self.config.vocab_size)
         return directory
 
     def quantized(self, bits: int) -> Path:
@@ -80,5 +88,16 @@ class Models:
         if not file.exists():
             print(f"writing {file}", file=sys.stderr)
             command = [self.peers, _WRITE_GGUF, self.plain(), file, "--type", kind]
-            subprocess.run(command, check=True)
+            vocabulary = [] if self.layers is None else ["--vocabulary"]
+            subprocess.run([*command, *vocabulary], check=True)
         return file
+
+
+def _write_vocabulary(file: Path, size: int) -> None:
+    """Write a sentencepiece model."""
+    model = proto.ModelProto()
+    model.trainer_spec.model_type = proto.TrainerSpec.BPE
+    model.trainer_spec.byte_fallback = True
+    for number, (text, kind) in enumerate(pieces(size)):
+        model.pieces.add(piece=text, score=-float(number), type=kind)
+    file.write_bytes(model.SerializeToString())
