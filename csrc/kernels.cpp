@@ -77,15 +77,14 @@ constexpr float kLeast = 1e-30f, kMost = std::numeric_limits<float>::max();
 
 enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 
-// Activations after rounding: codes [rows, columns], scales and sums [rows, groups]. The first `tiled`
-// rows lie in `tiles` instead, 16 rows by 64 columns at a time, each tile 1024 bytes in a row.
+// Activations after rounding: codes [rows, columns], scales and sums [rows, groups]. For AMX the codes
+// lie in `tiles` too, 16 rows by 64 columns at a time, each tile 1024 bytes in a row; else it is null.
 struct Activations {
   const int8_t* codes;
   const float* scales;
   const int32_t* sums;
   int64_t rows, columns, groups;
   const int8_t* tiles;
-  int64_t tiled;
 };
 
 struct Weights {
