@@ -1,0 +1,305 @@
+"""From what is typed to a `Recipe`: flags, YAML files, and the names that flags had in 2023.
+
+transformers' own parser reads the flags, so that each of its `TrainingArguments` is one too. Knows
+no data and no model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from baichuan.errors import UsageError
+from baichuan.language import translate
+from baichuan.train.recipe import (
+    OWN,
+    DataArguments,
+    MethodArguments,
+    ModelArguments,
+    Recipe,
+    TaskArguments,
+)
+
+__all__ = ["Recipe", "parse"]
+
+#: Flags of LLaMA-Efficient-Tuning, LLaMA-Factory and transformers 4 that have another name here.
+_RENAMED = {
+    "dev_ratio": "val_size",
+    "evaluation_strategy": "eval_strategy",
+    "prompt_template": "template",
+    "checkpoint_dir": "adapter_name_or_path",
+    "quantization_bit": "bits",
+    "torch_dtype": "dtype",
+    "num_layer_trainable": "freeze_trainable_layers",
+    "name_module_trainable": "freeze_trainable_modules",
+    "num_hidden_layers_trainable": "freeze_trainable_layers",
+    "dpo_beta": "pref_beta",
+    "dpo_loss": "pref_loss",
+    "dpo_ftx": "pref_ftx",
+    "sft_packing": "packing",
+    "neat_packing": "packing",
+    "warmup_ratio": "warmup_steps",
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+}
+#: Flags that have nothing left to say, whatever their value.
+_NEEDLESS = {
+    "trust_remote_code",
+    "use_fast_tokenizer",
+    "padding_side",
+    "flash_attn",
+    "save_safetensors",
+    "double_quantization",
+    "quantization_type",
+    "quantization_method",
+    "use_auth_token",
+    "mix_strategy",
+    "local_rank",  # of the launchers; torch reads it from the environment
+}
+#: The two lengths of 2023, which `cutoff_len` bounds together, with what they were by default.
+_LENGTHS = {"max_source_length": 512, "max_target_length": 512}
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+_Words = list[str]
+
+
+def parse(argv: Sequence[str]) -> Recipe:
+    """Read a command line without the command's name.
+
+    Args:
+        argv: flags; or a recipe file (.yaml, .yml, .json) and flags, or `name=value`, that win over
+            it. Blank arguments, as a backslash before a space makes them, say nothing.
+
+    Raises:
+        UsageError: a flag that there is not (names the nearest), or a value that is not allowed.
+    """
+    words = _without_blanks(argv)
+    if words and words[0].endswith(_SUFFIXES):
+        words = [*_from_file(Path(words[0])), *map(_as_flag, words[1:])]
+    words, notices = _todays(words)
+    parser = _Parser((*OWN, TrainingArguments), allow_abbrev=False, add_help=False)
+    _refuse_unknown(words, parser)
+    try:
+        *own, training, rest = parser.parse_args_into_dataclasses(
+            _with_defaults(words), return_remaining_strings=True, look_for_args_file=False
+        )
+    except UsageError:
+        raise
+    except (ValueError, ImportError, OSError) as error:
+        raise UsageError(
+            "These flags do not go together: {reason}", reason=str(error).splitlines()[0]
+        ) from error
+    if rest:
+        raise UsageError(
+            "{word!r} is no flag and belongs to none; flags begin with --.", word=rest[0]
+        )
+    recipe = Recipe(*_typed(own), training=training, notices=tuple(notices))
+    _check_together(recipe)
+    return recipe
+
+
+def _typed(own: list[Any]) -> tuple[ModelArguments, DataArguments, MethodArguments, TaskArguments]:
+    return cast("tuple[ModelArguments, DataArguments, MethodArguments, TaskArguments]", tuple(own))
+
+
+class _Parser(HfArgumentParser):  # type: ignore[misc]  # untyped base
+    """Raises what argparse would print before it exits."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError("{message}. `baichuan train --help` lists the flags.", message=message)
+
+
+def _without_blanks(argv: Sequence[str]) -> _Words:
+    """Drop blank arguments; refuse a command that the shell has cut off at one.
+
+    `\\ ` at the end of a line is a blank argument, and the command ends there: what stood on the
+    lines after it never arrives.
+    """
+    if argv and not argv[-1].strip():
+        raise UsageError(
+            "The command was cut off behind {last!r}: that line ends in a backslash and a space, "
+            "where the shell wants a backslash alone. Delete the space, or run `baichuan train -` "
+            "and paste the command there.",
+            last=" ".join(word for word in argv[-3:-1]),
+        )
+    return [word for word in argv if word.strip()]
+
+
+def _from_file(path: Path) -> Iterator[str]:
+    """Give the entries of a recipe file as flags.
+
+    Raises:
+        UsageError: the file is missing, or is no mapping of names to values.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError("{path} cannot be read: {reason}.", path=path, reason=reason) from error
+    if not isinstance(entries, dict):
+        raise UsageError("{path} is no recipe; it must hold lines like `stage: sft`.", path=path)
+    for name, value in entries.items():
+        if value is None:
+            continue
+        yield f"--{name}"
+        if isinstance(value, list):
+            yield from map(str, value)
+        else:
+            yield json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _as_flag(word: str) -> str:
+    """Take `name=value` behind a recipe for `--name=value`."""
+    name, equals, _ = word.partition("=")
+    return f"--{word}" if equals and name.isidentifier() else word
+
+
+def _todays(words: _Words) -> tuple[_Words, list[str]]:
+    """Replace the names that flags had; say what was done."""
+    kept: _Words = []
+    notices: list[str] = []
+    lengths: dict[str, int] = {}
+    for name, values in _grouped(words):
+        if name in _RENAMED:
+            notices.append(
+                translate("--{old} is called --{new} now.", old=name, new=_RENAMED[name])
+            )
+            kept += [f"--{_RENAMED[name]}", *values]
+        elif name in _LENGTHS:
+            lengths[name] = _number(name, values)
+        elif name not in _NEEDLESS:
+            kept += [f"--{name}" if name else "", *values] if name else values
+        elif name != "local_rank":
+            notices.append(translate("--{name} is not needed here; it has no effect.", name=name))
+    if lengths:
+        total = sum({**_LENGTHS, **lengths}.values())
+        kept += ["--cutoff_len", str(total)]
+        notices.append(
+            translate(
+                "--max_source_length and --max_target_length are one limit now: --cutoff_len "
+                "{total}.",
+                total=total,
+            )
+        )
+    return kept, notices
+
+
+def _number(name: str, values: _Words) -> int:
+    if len(values) != 1 or not values[0].isdecimal():
+        raise UsageError(
+            "{name} is {given}; it must be a whole number.", name=name, given=" ".join(values)
+        )
+    return int(values[0])
+
+
+def _grouped(words: _Words) -> Iterator[tuple[str, _Words]]:
+    """Give each flag's name, without dashes and with underscores, and the words behind it.
+
+    What stands before the first flag has the name "".
+    """
+    name, values = "", _Words()
+    for word in words:
+        if not _is_flag(word):
+            values.append(word)
+            continue
+        if name or values:
+            yield name, values
+        written, equals, value = word.partition("=")
+        name = written.lstrip("-").replace("-", "_")
+        values = [value] if equals else []
+    if name or values:
+        yield name, values
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("--") and len(word) > 2
+
+
+def _refuse_unknown(words: _Words, parser: _Parser) -> None:
+    """Name the nearest flag to one that there is not."""
+    known = {
+        option.lstrip("-").replace("-", "_")
+        for action in parser._actions
+        for option in action.option_strings
+    }
+    for name, _ in _grouped(words):
+        if name and name not in known:
+            near = difflib.get_close_matches(name, sorted(known | _RENAMED.keys()), n=1, cutoff=0.5)
+            if near:
+                raise UsageError(
+                    "There is no flag --{name}. Is --{near} meant?", name=name, near=near[0]
+                )
+            raise UsageError(
+                "There is no flag --{name}. `baichuan train --help` lists the flags.", name=name
+            )
+
+
+def _with_defaults(words: _Words) -> _Words:
+    """Put before the given flags what is different here from transformers' defaults."""
+    defaults: _Words = ["--report_to", "none"]
+    given = {name for name, _ in _grouped(words)}
+    if not torch.accelerator.is_available():
+        defaults += ["--use_cpu", "true"]  # bf16 is refused without it
+    if not given & {"do_train", "do_eval", "do_predict"}:
+        defaults += ["--do_train"]
+    return [*defaults, *words]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A combination that cannot be, and how to say so."""
+
+    broken: Callable[[Recipe], bool]
+    error: Callable[[Recipe], UsageError]
+
+
+def _check_together(recipe: Recipe) -> None:
+    for rule in _RULES:
+        if rule.broken(recipe):
+            raise rule.error(recipe)
+
+
+def _trains(recipe: Recipe) -> bool:
+    return not recipe.task.plan
+
+
+_RULES = (
+    _Rule(
+        lambda r: _trains(r) and not r.data.dataset,
+        lambda r: UsageError(
+            "No data: give --dataset, a file such as rows.json or names from the registry "
+            "({registry}).",
+            registry=Path(r.data.dataset_dir) / "dataset_info.json",
+        ),
+    ),
+    _Rule(
+        lambda r: r.model.bits is not None and r.method.finetuning_type != "lora",
+        lambda r: UsageError(
+            "--bits {bits} freezes the weights, so it goes with --finetuning_type lora only; "
+            "{given} was given.",
+            bits=r.model.bits,
+            given=r.method.finetuning_type,
+        ),
+    ),
+    _Rule(
+        lambda r: r.data.packing is True and r.method.stage == "dpo",
+        lambda _: UsageError("--packing does not go with --stage dpo; leave it out."),
+    ),
+    _Rule(
+        lambda r: r.training.eval_strategy != "no" and not (r.data.val_size or r.data.eval_dataset),
+        lambda r: UsageError(
+            "--eval_strategy {given} needs something to evaluate on: give --val_size 0.01, or "
+            "--eval_dataset.",
+            given=str(getattr(r.training.eval_strategy, "value", r.training.eval_strategy)),
+        ),
+    ),
+)
