@@ -18,7 +18,7 @@ from baichuan.errors import UsageError
 from baichuan.evaluate.batches import Row, packed, rows_of
 from baichuan.evaluate.data import LETTERS
 from baichuan.evaluate.prompts import Content, Count, LetterToken, Prompt
-from baichuan.model.network import BaichuanForCausalLM
+from baichuan.model.network import CACHE_NAME, BaichuanForCausalLM
 from baichuan.model.prompt import encode_chat
 
 #: Index of a prompt to the scores of A, B, C and D.
@@ -207,7 +207,7 @@ class TransformersScorer:
             return None
         ids = torch.tensor([beginning], device=self._model.device)
         keep = {"logits_to_keep": 1} if self._picks_positions else {}
-        return self._model(input_ids=ids, use_cache=True, **keep).past_key_values
+        return self._model(input_ids=ids, use_cache=True, **keep)[CACHE_NAME]
 
     def _last_logits(self, rests: list[list[int]], cache: Any) -> Tensor:
         """Give logits [rests, vocabulary] of the last token of each."""
@@ -219,7 +219,7 @@ class TransformersScorer:
         if cache is not None:
             many = copy.deepcopy(cache)
             many.batch_repeat_interleave(len(rests))
-            settings = {"past_key_values": many, "use_cache": True}
+            settings = {CACHE_NAME: many, "use_cache": True}
         kept = list(range(max(lengths)))
         if self._picks_positions:
             kept = sorted({length - 1 for length in lengths})

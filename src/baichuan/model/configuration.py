@@ -64,7 +64,7 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
     """
 
     model_type = "baichuan"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  (transformers' own shape)
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  (transformers' own shape)
 
     vocab_size: int = 64_000
     hidden_size: int = 5120

@@ -76,17 +76,17 @@ class BaichuanAttention(nn.Module):
         norm: BaichuanRMSNorm,
         mask: Tensor | None,
         rotary: Rotary,
-        past_key_values: Cache | Batch | None,
+        cache: Cache | Batch | None,
     ) -> Tensor:
         """Give x plus attention from norm(x) to itself and to the cache; x [batch, n, hidden]."""
         batch, positions, _ = x.shape
         packed = project(self.W_pack, x, norm=norm)
         packed = packed.view(batch, positions, 3, self.heads, self.head_dim)
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        if isinstance(past_key_values, Batch):
-            out = self._attend_chunks(query, key, value, rotary, past_key_values)
+        if isinstance(cache, Batch):
+            out = self._attend_chunks(query, key, value, rotary, cache)
         else:
-            out = self._attend_padded(query, key, value, mask, rotary, past_key_values)
+            out = self._attend_padded(query, key, value, mask, rotary, cache)
         joined = out.transpose(1, 2).reshape(batch, positions, -1)
         return project(self.o_proj, joined, residual=x)
 
@@ -172,8 +172,8 @@ class BaichuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         x: Tensor,
         mask: Tensor | None = None,
         rotary: Rotary = None,
-        past_key_values: Cache | Batch | None = None,
+        cache: Cache | Batch | None = None,
     ) -> Tensor:
         """Map x [batch, positions, hidden] to the same shape."""
-        x = self.self_attn(x, self.input_layernorm, mask, rotary, past_key_values)
+        x = self.self_attn(x, self.input_layernorm, mask, rotary, cache)
         return cast(Tensor, self.mlp(x, self.post_attention_layernorm))

@@ -25,6 +25,12 @@ from baichuan.model.quantization import QuantizeMixin
 from baichuan.model.rotary import rotary_angles
 
 
+#: What transformers calls the cache, given and returned: `past_key_values` until 5.24 renamed it.
+CACHE_NAME = (
+    "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+)
+
+
 class BaichuanModel(BaichuanPreTrainedModel):
     """Token ids to hidden states: embedding, decoder layers, final norm."""
 
@@ -48,6 +54,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: Cache | Batch | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the decoder.
@@ -57,8 +64,9 @@ class BaichuanModel(BaichuanPreTrainedModel):
             attention_mask: as `attention.attend` takes it: [batch, past + positions] with 0 for
                 padding and equal positive integers for one segment, or [batch, positions, keys].
             position_ids: [batch, positions]; used by the 7B's RoPE alone.
-            past_key_values: a transformers cache (its new positions share one length), or a
-                `Batch` of ragged chunks.
+            cache: a transformers cache (its new positions share one length), or a `Batch` of ragged
+                chunks.
+            past_key_values: the same under the name that it has before transformers 5.24.
 
         Raises:
             UsageError: both or none of input_ids and inputs_embeds; output_attentions.
@@ -69,28 +77,29 @@ class BaichuanModel(BaichuanPreTrainedModel):
                 "output_attentions=True was given, but fused attention keeps no weights; "
                 "output_hidden_states=True is available."
             )
+        cache = past_key_values if cache is None else cache
         if self.gradient_checkpointing and self.training:
             use_cache = False
         elif use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        mask = _needed_mask(attention_mask, _held(past_key_values) + x.shape[1])
-        rotary = self._rotary(x, position_ids, past_key_values)
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        mask = _needed_mask(attention_mask, _held(cache) + x.shape[1])
+        rotary = self._rotary(x, position_ids, cache)
         hidden = [x]
-        if not output_hidden_states and decoding.applies(self.layers, x, past_key_values):
+        if not output_hidden_states and decoding.applies(self.layers, x, cache):
             angles = rotary and (rotary[0][0], rotary[1][0])
-            x = decoding.decode(self.layers, x, cast(Batch, past_key_values), angles)
+            x = decoding.decode(self.layers, x, cast(Batch, cache), angles)
         else:
             for layer in self.layers:
-                x = layer(x, mask=mask, rotary=rotary, past_key_values=past_key_values)
+                x = layer(x, mask=mask, rotary=rotary, cache=cache)
                 if output_hidden_states:
                     hidden.append(x)
         x = self.norm(x)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=past_key_values if use_cache else None,
             hidden_states=(*hidden[:-1], x) if output_hidden_states else None,
+            **{CACHE_NAME: cache if use_cache else None},
         )
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -177,6 +186,7 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | Batch | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Compute logits [batch, positions, vocabulary] and, with labels, the loss.
@@ -192,7 +202,7 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
@@ -208,8 +218,8 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return result if as_dict else cast("tuple[Any, ...]", result.to_tuple())
@@ -240,7 +250,7 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         device = self.model.embed_tokens.weight.device
         flat = [token for chunk in chunks for token in chunk.tokens]
         ids = torch.tensor([flat], dtype=torch.long, device=device)
-        hidden = self.model(input_ids=ids, past_key_values=batch, use_cache=True).last_hidden_state
+        hidden = self.model(input_ids=ids, cache=batch, use_cache=True).last_hidden_state
         batch.commit()
         wanted = [
             position

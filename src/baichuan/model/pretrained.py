@@ -38,7 +38,7 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["BaichuanDecoderLayer"]  # noqa: RUF012  (transformers' own shape)
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_sdpa = True
     # The head is unexpected to `AutoModel` alone, which is asked for the network without it.
     _keys_to_ignore_on_load_unexpected = [rf"{_INV_FREQ}$", r"^lm_head\."]  # noqa: RUF012

@@ -101,7 +101,7 @@ def test_hidden_states_are_still_to_be_had():
     with torch.inference_mode():
         out = model(
             input_ids=torch.tensor([[9]]),
-            past_key_values=Batch([Chunk([9], cache)]),
+            cache=Batch([Chunk([9], cache)]),
             output_hidden_states=True,
         )
     assert len(out.hidden_states) == 4

@@ -29,12 +29,13 @@ def ids():
     return some_ids(2, 29)
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
 @pytest.mark.parametrize("parts", [[1] * 29, [20, 1, 1, 7], [3, 26], [17, 12]])
 @torch.no_grad()
-def test_incremental_is_full(model, ids, parts):
+def test_incremental_is_full(model, ids, parts, name):
     cache, pieces = DynamicCache(), []
     for part in ids.split(parts, dim=1):
-        pieces.append(model(part, past_key_values=cache, use_cache=True).logits)
+        pieces.append(model(part, use_cache=True, **{name: cache}).logits)
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids).logits, **EXACT)
 
 
