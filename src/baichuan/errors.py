@@ -7,6 +7,7 @@
     ├── TokenizerError          a vocabulary file that cannot serve
     ├── PromptError             messages that make no conversation
     ├── DataError               rows of a data set that are missing or not as they should be
+    ├── TrainingError           training that cannot go on: a loss that is no number, a full disk
     ├── DownloadError           a model that is neither here nor to be had from the hub
     ├── QueueFullError          more requests at once than the engine was told to keep waiting
     └── StoppedError            a request to an engine that was closed
@@ -54,6 +55,10 @@ class PromptError(BaichuanError, ValueError):
 
 class DataError(BaichuanError, ValueError):
     """A data set is incomplete, or a row of it is wrong."""
+
+
+class TrainingError(BaichuanError, RuntimeError):
+    """Training cannot go on; the last good checkpoint is as it was."""
 
 
 class DownloadError(BaichuanError, OSError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -149,31 +150,29 @@ class QuantizeMixin:
         self.is_quantized = True
         return self
 
-    def add_adapter(self, *given: Any, **named: Any) -> Any:
-        """Add an adapter (LoRA, ...) as transformers does.
+    def add_adapter(self, adapter_config: Any, *given: Any, **named: Any) -> Any:
+        """Add an adapter (LoRA, ...) as transformers does, beside quantized layers too.
 
         Raises:
-            UsageError: the model is quantized, or peft is not installed.
+            UsageError: peft is not installed, or the adapter cannot stand beside quantized layers.
         """
-        self._check_adapters()
-        return super().add_adapter(*given, **named)  # type: ignore[misc]  # PreTrainedModel's
+        _need_peft()
+        from baichuan.model.adapters import with_quantized
 
-    def load_adapter(self, *given: Any, **named: Any) -> Any:
-        """Load an adapter as transformers does; raises what `add_adapter` does."""
-        self._check_adapters()
-        return super().load_adapter(*given, **named)  # type: ignore[misc]
+        return super().add_adapter(with_quantized(adapter_config), *given, **named)  # type: ignore[misc]  # PreTrainedModel's
 
-    def _check_adapters(self) -> None:
-        if getattr(self, "hf_quantizer", None) is not None:
-            raise UsageError(
-                "The model is quantized ({scheme}), and peft puts no adapter on quantized layers. "
-                "Load the original weights without bits, or call model.dequantize() first.",
-                scheme=describe(self.config.quantization_config),
-            )
-        if find_spec("peft") is None:
-            raise UsageError(
-                "Adapters (LoRA) need the package peft, which is not installed: pip install peft"
-            )
+    def load_adapter(self, peft_model_id: str | None = None, *given: Any, **named: Any) -> Any:
+        """Load an adapter as transformers does; raises what `add_adapter` does.
+
+        A directory without adapter_config.json is a CheckpointError.
+        """
+        _need_peft()
+        if peft_model_id is not None and Path(peft_model_id).is_dir() and len(given) < 2:
+            from baichuan.model.adapters import read_adapter_config, with_quantized
+
+            if named.get("peft_config") is None:
+                named["peft_config"] = with_quantized(read_adapter_config(Path(peft_model_id)))
+        return super().load_adapter(peft_model_id, *given, **named)  # type: ignore[misc]
 
     def half(self, *_: Any) -> Any:
         """Cast what is not quantized to float16; transformers refuses it for quantized models."""
@@ -182,6 +181,13 @@ class QuantizeMixin:
     def float(self, *_: Any) -> Any:
         """Cast what is not quantized to float32; transformers refuses it for quantized models."""
         return self.to(torch.float32)
+
+
+def _need_peft() -> None:
+    if find_spec("peft") is None:
+        raise UsageError(
+            "Adapters (LoRA) need the package peft, which is not installed: pip install peft"
+        )
 
 
 def plan_for(config: Any, plan: Plan) -> Plan:

@@ -63,6 +63,11 @@ class QuantizedLinear(nn.Module):
             kept = self._matrix = PackedMatrix(codes, scales, bits, size, rows, columns)
         return kept
 
+    @property
+    def qweight(self) -> Tensor:
+        """The codes, under the name by which peft finds where a quantized layer lies."""
+        return self.matrix.codes
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Give the weight [out_features, in_features] that the codes stand for."""
         return dequantize(self.matrix, dtype)

@@ -68,6 +68,11 @@ class OriginalLinear(nn.Module):
         layer.scales = scales
         return layer
 
+    @property
+    def qweight(self) -> Tensor:
+        """The codes, under the name by which peft finds where a quantized layer lies."""
+        return self.codes
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Give the weight [out_features, in_features] as the original multiplies by it."""
         codes = self.codes.T if self.scheme.bits == 8 else _unpacked(self.codes)

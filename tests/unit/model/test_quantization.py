@@ -172,13 +172,6 @@ def test_twice_is_refused(saved, bits):
         )
 
 
-def test_adapters_are_refused_by_quantized_layers(bits):
-    model = network().quantize(bits)
-    for add in (lambda: model.add_adapter(None), lambda: model.load_adapter("somewhere")):
-        with pytest.raises(UsageError, match=rf"quantized \(int{bits}, .*model.dequantize\(\)"):
-            add()
-
-
 @pytest.mark.skipif(find_spec("peft") is not None, reason="tells that peft is missing")
 def test_adapters_need_peft(bits):
     model = network().quantize(bits).dequantize()

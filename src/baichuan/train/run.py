@@ -1,0 +1,148 @@
+"""One fine-tuning from its recipe to the files that come out. Knows how the parts go together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments, set_seed
+from transformers.utils import logging
+
+from baichuan.checkpoint.load import DEMO
+from baichuan.hub import local_directory
+from baichuan.language import translate
+from baichuan.model.tokenizer import BaichuanTokenizer
+from baichuan.train import data, resume
+from baichuan.train.curve import require_picture, write_curve
+from baichuan.train.model import compute_dtype, prepare
+from baichuan.train.progress import Progress
+from baichuan.train.recipe import Recipe
+from baichuan.train.trainer import FineTuner
+
+#: Says a sentence to the user; of several processes, only the first one does.
+Say = Callable[[str], None]
+
+
+def run(recipe: Recipe) -> None:
+    """Train, and write the result to the output directory.
+
+    Raises:
+        BaichuanError: what was asked for cannot be, or training cannot go on.
+    """
+    recipe = for_this_machine(recipe)
+    training = recipe.training
+    say = _sayer(training)
+    for notice in recipe.notices:
+        say(notice)
+    if recipe.method.plot_loss:
+        require_picture()
+    checkpoint = resume.starting_point(recipe)
+    training.distributed_state.wait_for_everyone()  # before anything is written there
+    if checkpoint is not None:
+        say(translate("going on from {checkpoint}", checkpoint=checkpoint))
+    directory = _directory(recipe)
+    tokenizer = BaichuanTokenizer.from_pretrained(directory)
+    with training.main_process_first():
+        splits = data.load(recipe, tokenizer)
+    for notice in splits.notices:
+        say(notice)
+    set_seed(training.seed)  # an adapter begins with random numbers
+    trainer = make_trainer(recipe, prepare(recipe, directory), tokenizer, splits)
+    say(_size(trainer))
+    if training.do_train:
+        if training.should_save:
+            resume.begin(recipe, checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        _finish(recipe, trainer, say)
+    elif training.do_eval:
+        for name, value in trainer.evaluate().items():
+            say(f"{name}: {value:.6g}")
+
+
+def for_this_machine(recipe: Recipe) -> Recipe:
+    """Replace float16 by bfloat16 where there is no GPU: CPUs do not train in it."""
+    training = recipe.training
+    if not training.fp16 or torch.accelerator.is_available():
+        return recipe
+    notice = translate("There is no GPU here, so --fp16 is read as --bf16.")
+    training = replace(training, fp16=False, bf16=True)
+    return replace(recipe, training=training, notices=(*recipe.notices, notice))
+
+
+def make_trainer(
+    recipe: Recipe, model: Any, tokenizer: BaichuanTokenizer, splits: data.Splits
+) -> Trainer:
+    """Put model and rows into the Trainer of the stage."""
+    training = recipe.training
+    training.logging_nan_inf_filter = False  # such a loss is an error here
+    training.remove_unused_columns = False
+    rows = {"train_dataset": splits.train, "eval_dataset": splits.evaluation}
+    if recipe.method.stage == "dpo":
+        from baichuan.train.preference import PreferenceTuner, preference_arguments
+
+        arguments = preference_arguments(training, recipe.method)
+        trainer = PreferenceTuner(model, args=arguments, processing_class=tokenizer, **rows)
+    else:
+        trainer = FineTuner(
+            model,
+            training,
+            data_collator=data.Collator(tokenizer),
+            processing_class=tokenizer,
+            **rows,
+        )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress())
+    return trainer
+
+
+def _directory(recipe: Recipe) -> Path:
+    """Find the checkpoint to begin with; of several processes, the first fetches it."""
+    model = recipe.model
+    with recipe.training.main_process_first():
+        return local_directory(
+            DEMO if model.model_name_or_path is None else model.model_name_or_path,
+            revision=model.model_revision,
+            cache_dir=model.cache_dir,
+        )
+
+
+def _finish(recipe: Recipe, trainer: Trainer, say: Say) -> None:
+    """Write weights, tokenizer, state and curve, and record that the run has ended."""
+    training = recipe.training
+    output = Path(training.output_dir)
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    elif recipe.method.finetuning_type != "lora" and not trainer.is_deepspeed_enabled:
+        trainer.model.to(compute_dtype(training))  # float32 was for small steps
+    trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return
+    trainer.save_state()
+    if recipe.method.plot_loss:
+        write_curve(trainer.state.log_history, output)
+    resume.end(recipe)
+    say(translate("written: {directory}", directory=output))
+
+
+def _size(trainer: Trainer) -> str:
+    sizes = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+    return translate(
+        "{trained:,} weights learn (of {all:,} that are not quantized)",
+        trained=sum(size for size, learns in sizes if learns),
+        all=sum(size for size, _ in sizes),
+    )
+
+
+def _sayer(training: TrainingArguments) -> Say:
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    if training.process_index != 0:
+        return lambda _: None
+    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    return lambda sentence: notes.print(sentence, style="dim", markup=False)

@@ -1,0 +1,175 @@
+"""transformers' Trainer, made careful: whole checkpoints, no training on NaN, tokens a second.
+
+`Careful` is a mix-in, so that trl's trainers (preference.py) are careful too. Knows no recipe.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from baichuan.errors import TrainingError
+from baichuan.language import translate
+
+#: Where a checkpoint grows until it is whole; whatever is in it is of a run that was killed.
+UNFINISHED = ".unfinished"
+_STATE = "trainer_state.json"
+
+
+class Careful:
+    """Guards around a Trainer; stands before it among the bases.
+
+    A checkpoint is written to a directory of its own and renamed when it is whole and on the disk,
+    so that a killed run leaves whole checkpoints alone.
+    """
+
+    args: Any
+    state: Any
+    model: Any
+    accelerator: Any
+    callback_handler: Any
+    _saving = False
+    _tokens = 0
+    _since = 0.0
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *given: Any) -> Tensor:
+        """Compute a batch's loss and gradients as the Trainer does; count its tokens.
+
+        Raises:
+            TrainingError: the loss is no number.
+        """
+        if not self._tokens:
+            self._since = time.monotonic()
+        self._tokens += _real_tokens(inputs)
+        loss = cast(Tensor, super().training_step(model, inputs, *given))  # type: ignore[misc]
+        if not math.isfinite(loss.item()):
+            raise self._diverged()
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *given: Any, **named: Any
+    ) -> Any:
+        """Compute the loss as the Trainer does; no keys and values are kept for a next token."""
+        inputs = {"use_cache": False, **inputs}
+        return super().compute_loss(model, inputs, *given, **named)  # type: ignore[misc]
+
+    def log(self, logs: dict[str, float], *given: Any) -> None:
+        """Record figures as the Trainer does; to those of a training step, add tokens a second."""
+        if "loss" in logs and self._tokens:
+            passed = time.monotonic() - self._since
+            speed = self._tokens * self.args.world_size / max(passed, 1e-9)
+            logs["tokens_per_second"] = round(speed, 1)
+            self._tokens = 0
+        super().log(logs, *given)  # type: ignore[misc]
+
+    def _get_output_dir(self, trial: Any) -> str:
+        where = cast(str, super()._get_output_dir(trial))  # type: ignore[misc]
+        return str(Path(where) / UNFINISHED) if self._saving else where
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside, and put it in its place when it is whole.
+
+        Raises:
+            TrainingError: weights that are no numbers, or a disk that is full.
+        """
+        if not _all_finite(self.model):
+            raise self._diverged()
+        unfinished = Path(self.args.output_dir) / UNFINISHED
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        except (OSError, SafetensorError, RuntimeError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise self._unwritable(error) from error
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._put_in_place(unfinished / f"checkpoint-{self.state.global_step}")
+        self.accelerator.wait_for_everyone()
+
+    def _put_in_place(self, written: Path) -> None:
+        output = Path(self.args.output_dir)
+        if self.state.best_global_step:
+            best = f"checkpoint-{self.state.best_global_step}"
+            if (output / best).is_dir() or written.name == best:
+                self.state.best_model_checkpoint = str(output / best)
+        try:
+            self.state.save_to_json(str(written / _STATE))
+            for file in written.rglob("*"):
+                if file.is_file():
+                    _reach_the_disk(file)
+            shutil.rmtree(output / written.name, ignore_errors=True)
+            written.rename(output / written.name)
+        except OSError as error:
+            shutil.rmtree(written.parent, ignore_errors=True)
+            raise self._unwritable(error) from error
+        shutil.rmtree(written.parent, ignore_errors=True)
+        rotate_checkpoints(
+            output_dir=str(output),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=False,
+        )
+
+    def _diverged(self) -> TrainingError:
+        return TrainingError(
+            "At step {step} the loss or a weight became infinite or no number, so training "
+            "stopped; {last} is as it was. Lower --learning_rate, or train with --bf16 in place "
+            "of --fp16.",
+            step=self.state.global_step + 1,
+            last=self._last(),
+        )
+
+    def _unwritable(self, error: Exception) -> TrainingError:
+        return TrainingError(
+            "The checkpoint of step {step} could not be written ({reason}); {last} is as it was. "
+            "Make room, or keep fewer with --save_total_limit, and give the same command again.",
+            step=self.state.global_step,
+            reason=str(error).splitlines()[0],
+            last=self._last(),
+        )
+
+    def _last(self) -> str:
+        steps = [
+            int(path.name.rpartition("-")[2])
+            for path in Path(self.args.output_dir).glob("checkpoint-*")
+        ]
+        if not steps:
+            return translate("there is no checkpoint yet, and the model you began with")
+        return f"checkpoint-{max(steps)}"
+
+
+class FineTuner(Careful, Trainer):  # type: ignore[misc]  # untyped base
+    """Trains on tokens and labels: stages pt and sft."""
+
+
+def _real_tokens(inputs: dict[str, Any]) -> int:
+    """Count the tokens of a batch that are no padding."""
+    mask = inputs.get("attention_mask")
+    return int(inputs["input_ids"].numel() if mask is None else (mask != 0).sum())
+
+
+def _all_finite(model: nn.Module) -> bool:
+    """Say whether all weights that learn are numbers (of a spread model: this process's part)."""
+    return all(bool(_local(p).isfinite().all()) for p in model.parameters() if p.requires_grad)
+
+
+def _local(parameter: Tensor) -> Tensor:
+    data = parameter.detach()
+    return data.to_local() if isinstance(data, DTensor) else data
+
+
+def _reach_the_disk(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
