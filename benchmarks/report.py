@@ -168,25 +168,78 @@ def quality(chinese: bool, case_name: str) -> str:
 
 
 def compare(chinese: bool) -> str:
-    """Speed of int4 at 13B's geometry beside llama.cpp and OpenVINO, measured in turns."""
-    prefill, decode = _read("compare_int4_prefill"), _read("compare_int4_decode")
-    head = ("13B, int4", "baichuan", "llama.cpp Q4_0", "", "OpenVINO i4")
-    words = (
-        ("512 个 token 的 prefill", "decode，512 之后", "仅线性层")
+    """Speed and memory at 13B's geometry beside llama.cpp and OpenVINO, measured in turns."""
+    head = ("13B", "baichuan", "llama.cpp", "", "OpenVINO i4")
+    names = (
+        (
+            "int4，512 个 token 的 prefill",
+            "int4，512 个 token 之后 decode",
+            "int8，512 个 token 之后 decode",
+            "int4，内存峰值，缓存 2,048 个 token",
+            "int8，内存峰值，缓存 2,048 个 token",
+            "int4，从启动到首个 token",
+        )
         if chinese
-        else ("prefill of 512", "decode after 512", "linears alone")
+        else (
+            "int4, prefill of 512",
+            "int4, decode after 512",
+            "int8, decode after 512",
+            "int4, peak memory, 2,048 in the cache",
+            "int8, peak memory, 2,048 in the cache",
+            "int4, process start to first token",
+        )
     )
-    openvino = f"{prefill['tokens_per_second']['openvino']['median']:.0f} ({words[2]})"
-    body = []
-    for name, figures, peer in ((words[0], prefill, openvino), (words[1], decode, "—")):
-        speeds = {n: s["median"] for n, s in figures["tokens_per_second"].items()}
-        llama = max(speed for n, speed in speeds.items() if n.startswith("llama"))
-        ratio = figures["ratio_to_llama"]
-        spread = f"{ratio['lower_quartile']:.2f}–{ratio['upper_quartile']:.2f}"
-        ours = f"{speeds['baichuan']:.3g} tokens/s"
-        times = f"{ratio['median']:.2f}x ({spread})"
-        body.append((name, ours, f"{llama:.3g} tokens/s", times, peer))
-    return _rows(head, *body) + _hardware(prefill, chinese)
+    prefill = _read("compare_int4_prefill")
+    linears = f"{prefill['tokens_per_second']['openvino']['median']:.0f} tokens/s"
+    linears += "（仅线性层）" if chinese else " (linears alone)"
+    body = [
+        (names[0], *_speeds(prefill), linears),
+        (names[1], *_speeds(_read("compare_int4_decode")), "—"),
+        (names[2], *_speeds(_read("compare_int8_decode")), "—"),
+        (names[3], *_peaks(_read("compare_int4_memory")), "—"),
+        (names[4], *_peaks(_read("compare_int8_memory")), "—"),
+        (names[5], *_starts(_read("compare_int4_cold")), "—"),
+    ]
+    return _rows(head, *body) + _together(chinese) + _hardware(prefill, chinese)
+
+
+def _speeds(figures: dict[str, Any]) -> tuple[str, str, str]:
+    """Give ours, the better one of llama.cpp's two kinds of attention, and the ratio."""
+    speeds = {n: s["median"] for n, s in figures["tokens_per_second"].items()}
+    llama = max(speed for n, speed in speeds.items() if n.startswith("llama"))
+    ours = f"{speeds['baichuan']:.3g} tokens/s"
+    return ours, f"{llama:.3g} tokens/s", _times(figures["ratio_to_llama"])
+
+
+def _times(ratio: dict[str, float]) -> str:
+    spread = f"{ratio['lower_quartile']:.2f}–{ratio['upper_quartile']:.2f}"
+    return f"{ratio['median']:.2f}x ({spread})"
+
+
+def _peaks(figures: dict[str, Any]) -> tuple[str, str, str]:
+    ours, llama = (figures[name]["peak_gb"] for name in ("baichuan", "llama"))
+    return f"{ours:.1f} GB", f"{llama:.1f} GB", f"{ours / llama:.2f}x"
+
+
+def _starts(figures: dict[str, Any]) -> tuple[str, str, str]:
+    ours, llama = (figures["seconds"][name]["median"] for name in ("baichuan", "llama"))
+    return f"{ours:.1f} s", f"{llama:.1f} s", _times(figures["ratio_to_llama"])
+
+
+def _together(chinese: bool) -> str:
+    """Say what several sequences at once give."""
+    figures = _read("compare_int4_batch")
+    one, many = (figures["tokens_per_second"][name]["median"] for name in ("one", "many"))
+    ratio = _times(figures["ratio_to_one"])
+    if chinese:
+        return (
+            f"\nint4 同时生成 8 个序列（缓存各 512 个 token）：合计 {many:.3g} tokens/s，单个序列 "
+            f"{one:.3g} tokens/s：{ratio}。llama.cpp 的格式：Q4_0 与 Q8_0。\n"
+        )
+    return (
+        f"\nEight sequences at once in int4, each behind 512 tokens: {many:.3g} tokens/s together, "
+        f"{one:.3g} tokens/s for one alone: {ratio}. llama.cpp's formats are Q4_0 and Q8_0.\n"
+    )
 
 
 def serving_load(chinese: bool) -> str:
