@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -311,6 +312,19 @@ def web(
     run_web(model, server, host, port, browser, where)
 
 
+@app.command(
+    help=translate("Fine-tune a model: LoRA, QLoRA, full; `baichuan train --help` lists flags."),
+    # Hundreds of flags, which transformers' own parser reads.
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)
+def train(context: typer.Context) -> None:
+    """Run `baichuan train`."""
+    from baichuan.cli.train import run_train
+
+    run_train(context.args)
+
+
 @app.command(help=translate("Show versions, devices, and what a checkpoint is."))
 def info(model: Model = None) -> None:
     """Run `baichuan info`."""
@@ -328,7 +342,12 @@ _ROUNDS_OF_WAITING = "10000"
 
 
 def main() -> None:
-    """Run the command line; an error that a user can mend is a sentence and exit code 2."""
+    """Run the command line."""
+    run(app)
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a command; an error that a user can mend is a sentence and exit code 2."""
     # Read when torch loads its OpenMP, which is later.
     os.environ.setdefault("GOMP_SPINCOUNT", _ROUNDS_OF_WAITING)
     for stream in (sys.stdout, sys.stderr):
@@ -336,7 +355,7 @@ def main() -> None:
             # An answer may hold characters that a legacy encoding lacks; that must not end it.
             stream.reconfigure(errors="replace")
     try:
-        app()
+        command()
     except BaichuanError as error:
         print(f"baichuan: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, cast
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from baichuan.errors import UsageError
 from baichuan.language import translate
@@ -86,7 +87,7 @@ def parse(argv: Sequence[str]) -> Recipe:
     if words and words[0].endswith(_SUFFIXES):
         words = [*_from_file(Path(words[0])), *map(_as_flag, words[1:])]
     words, notices = _todays(words)
-    parser = _Parser((*OWN, TrainingArguments), allow_abbrev=False, add_help=False)
+    parser = _Parser(*OWN, TrainingArguments)
     _refuse_unknown(words, parser)
     try:
         *own, training, rest = parser.parse_args_into_dataclasses(
@@ -113,6 +114,12 @@ def _typed(own: list[Any]) -> tuple[ModelArguments, DataArguments, MethodArgumen
 
 class _Parser(HfArgumentParser):  # type: ignore[misc]  # untyped base
     """Raises what argparse would print before it exits."""
+
+    def __init__(self, *kinds: Any) -> None:
+        super().__init__(kinds, allow_abbrev=False, add_help=False)
+        for action in self._actions:
+            if action.type is string_to_bool:  # bare, also where nothing is the default
+                action.nargs, action.const = "?", True
 
     def error(self, message: str) -> NoReturn:
         raise UsageError("{message}. `baichuan train --help` lists the flags.", message=message)
@@ -293,6 +300,12 @@ _RULES = (
     _Rule(
         lambda r: r.data.packing is True and r.method.stage == "dpo",
         lambda _: UsageError("--packing does not go with --stage dpo; leave it out."),
+    ),
+    _Rule(
+        lambda r: r.data.train_on_prompt and (r.data.mask_history or r.method.stage == "dpo"),
+        lambda _: UsageError(
+            "--train_on_prompt goes neither with --mask_history nor with --stage dpo; leave it out."
+        ),
     ),
     _Rule(
         lambda r: r.training.eval_strategy != "no" and not (r.data.val_size or r.data.eval_dataset),

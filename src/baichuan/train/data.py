@@ -1,20 +1,55 @@
-"""From a recipe to the rows that are learned: read, checked, encoded, split, packed."""
+"""From a recipe to the rows that are learned: read, checked, split, encoded, packed.
+
+Each step is kept by `datasets` on the disk, under a fingerprint of all that it depends on; a second
+run with the same data and settings begins at once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
+from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
+
+from baichuan.errors import BaichuanError, DataError, UsageError
+from baichuan.language import language, translate
+from baichuan.model.tokenizer import BaichuanTokenizer
+from baichuan.train import formats
 from baichuan.train.collate import Collator
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from baichuan.model.tokenizer import BaichuanTokenizer
-    from baichuan.train.recipe import Recipe
-
+from baichuan.train.encoding import Encoded, Encoding
+from baichuan.train.formats import Example
+from baichuan.train.packing import pack
+from baichuan.train.recipe import DataArguments, Recipe
+from baichuan.train.registry import Source, find
+from baichuan.train.rows import rows_of
+from baichuan.train.templates import TEMPLATES
 
 __all__ = ["Collator", "Splits", "load"]
+
+#: Rows that are encoded, and packed, at once.
+_BATCH = 1000
+_PACKED_AT_ONCE = 20_000
+#: Broken rows that an error shows.
+_SHOWN = 5
+#: Raised whenever the same rows come out differently; it keeps old files from being used.
+_VERSION = 1
+
+_ROW = Features(
+    {
+        "system": Value("string"),
+        "rounds": List(List(Value("string"))),
+        "chosen": Value("string"),
+        "rejected": Value("string"),
+        "text": Value("string"),
+        "problem": Value("string"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -36,11 +71,224 @@ class Splits:
 
 
 def load(recipe: Recipe, tokenizer: BaichuanTokenizer) -> Splits:
-    """Prepare all rows.
+    """Prepare all rows. Of several processes, let one be first: the others read its result.
 
     Raises:
         DataError: a file is missing or broken, or rows are: names file and row.
-        UsageError: a data set that there is not, or nothing to evaluate on.
+        UsageError: a data set that there is not, or too few rows to keep some for evaluation.
         DownloadError: a data set could not be fetched.
     """
-    raise NotImplementedError
+    notices: list[str] = []
+    train = _read(recipe.data.dataset, recipe, notices)
+    evaluation = None
+    if recipe.data.eval_dataset:
+        evaluation = _read(recipe.data.eval_dataset, recipe, notices)
+    elif recipe.data.val_size:
+        train, evaluation = _split(train, recipe.data.val_size, recipe.training.seed)
+    train = _encoded(train, recipe, tokenizer, notices)
+    if evaluation is not None:
+        evaluation = _encoded(evaluation, recipe, tokenizer, notices)
+    if recipe.packs:
+        train = _packed(train, recipe.data)
+    return Splits(train, evaluation, tuple(notices))
+
+
+def _read(names: Sequence[str], recipe: Recipe, notices: list[str]) -> Dataset:
+    """Read and check data sets, one behind the other."""
+    parts = []
+    for source in find(names, recipe.data.dataset_dir):
+        rows = _generated(source, recipe)
+        if limit := recipe.data.max_samples:
+            rows = rows.select(range(min(limit, len(rows))))
+        parts.append(_without_broken(rows, source, recipe.data, notices))
+    return concatenate_datasets(parts)
+
+
+def _generated(source: Source, recipe: Recipe) -> Dataset:
+    """Read one data set; what is wrong with a row stands in its column `problem`."""
+    stamps: list[Any] = [(str(file), *_stamp(file)) for file in source.files]
+    if recipe.data.overwrite_cache:
+        stamps.append(time.time_ns())
+    # The last two only tell one result from another.
+    settings = {"stage": [recipe.method.stage], "stamps": [stamps], "version": [_VERSION]}
+    try:
+        return Dataset.from_generator(
+            _checked_rows,
+            features=_ROW,
+            gen_kwargs={"source": source, "tongue": language(), **settings},
+            cache_dir=recipe.model.cache_dir,
+        )
+    except DatasetGenerationError as error:
+        cause = error.__cause__
+        if isinstance(cause, BaichuanError):
+            raise cause from error
+        raise DataError(
+            "The data set {name!r} cannot be read: {reason}.",
+            name=source.name,
+            reason=str(cause or error).splitlines()[0],
+        ) from error
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _checked_rows(source: Source, stage: list[str], **_: object) -> Iterator[dict[str, Any]]:
+    for place, row in rows_of(source):
+        problem, example = "", Example()
+        try:
+            example = formats.read(row, source.layout, stage[0])
+        except DataError as error:
+            problem = f"{place}: {error}"
+        yield {**asdict(example), "problem": problem}
+
+
+def _without_broken(
+    rows: Dataset, source: Source, data: DataArguments, notices: list[str]
+) -> Dataset:
+    """Stop at broken rows, or leave them out if that was asked for."""
+    problems = [problem for problem in rows["problem"] if problem]
+    if problems and not data.skip_broken_rows:
+        raise DataError(
+            "{count} rows of {name!r} cannot be learned from; mend them, or leave them out with "
+            "--skip_broken_rows.\n{problems}",
+            count=len(problems),
+            name=source.name,
+            problems="\n".join(f"  {problem}" for problem in problems[:_SHOWN]),
+        )
+    if problems:
+        notices.append(
+            translate(
+                "{count} broken rows of {name!r} are left out; the first: {problem}",
+                count=len(problems),
+                name=source.name,
+                problem=problems[0],
+            )
+        )
+        whole = [number for number, problem in enumerate(rows["problem"]) if not problem]
+        rows = rows.select(whole)
+    if not len(rows):
+        raise DataError("The data set {name!r} has no rows.", name=source.name)
+    return rows.remove_columns("problem")
+
+
+def _split(rows: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Keep some rows, drawn by the seed, for evaluation; at least one."""
+    count = int(size) if size >= 1 else max(1, round(size * len(rows)))
+    if count >= len(rows):
+        raise UsageError(
+            "val_size is {given}, which leaves nothing of {count} rows to learn from.",
+            given=size,
+            count=len(rows),
+        )
+    parts: DatasetDict = rows.train_test_split(test_size=count, seed=seed)
+    return parts["train"], parts["test"]
+
+
+def _encoded(
+    rows: Dataset, recipe: Recipe, tokenizer: BaichuanTokenizer, notices: list[str]
+) -> Dataset:
+    """Turn rows into ids and labels."""
+    encoding = Encoding(
+        tokenizer,
+        TEMPLATES[recipe.data.template],
+        recipe.data.cutoff_len,
+        recipe.data.train_on_prompt,
+        recipe.data.mask_history,
+    )
+    workers = min(recipe.data.preprocessing_num_workers or 1, 1 + len(rows) // _BATCH)
+    encoded = rows.map(
+        partial(_BATCHES[recipe.method.stage], encoding),
+        batched=True,
+        batch_size=_BATCH,
+        remove_columns=rows.column_names,
+        num_proc=workers if workers > 1 else None,
+        load_from_cache_file=not recipe.data.overwrite_cache,
+        new_fingerprint=_fingerprint(rows, recipe, encoding),
+        desc=translate("encoding"),
+    )
+    if cut := sum(encoded["cut"]):
+        notices.append(
+            translate(
+                "{cut} of {count} rows are longer than {limit} tokens and were cut; raise "
+                "--cutoff_len to learn them whole.",
+                cut=cut,
+                count=len(encoded),
+                limit=recipe.data.cutoff_len,
+            )
+        )
+    return encoded.remove_columns("cut")
+
+
+def _fingerprint(rows: Dataset, recipe: Recipe, encoding: Encoding) -> str:
+    """Name the result by all that it depends on; the tokenizer by its vocabulary and its flag."""
+    tokenizer = encoding.tokenizer
+    assert isinstance(tokenizer, BaichuanTokenizer)
+    vocabulary = Hasher.hash(tokenizer.sp_model.serialized_model_proto())
+    return str(
+        Hasher.hash(
+            (
+                rows._fingerprint,
+                _VERSION,
+                recipe.method.stage,
+                recipe.data.template,
+                encoding.cutoff_len,
+                encoding.train_on_prompt,
+                encoding.mask_history,
+                vocabulary,
+                tokenizer.add_bos_token,
+            )
+        )
+    )
+
+
+def _packed(rows: Dataset, data: DataArguments) -> Dataset:
+    """Put several rows in one."""
+    return rows.map(
+        partial(pack, capacity=data.cutoff_len),
+        batched=True,
+        batch_size=_PACKED_AT_ONCE,
+        remove_columns=rows.column_names,
+        load_from_cache_file=not data.overwrite_cache,
+        new_fingerprint=str(Hasher.hash((rows._fingerprint, _VERSION, data.cutoff_len, "packed"))),
+        desc=translate("packing"),
+    )
+
+
+def _examples(batch: dict[str, list[Any]]) -> Iterator[Example]:
+    for values in zip(*batch.values(), strict=True):
+        cells = dict(zip(batch, values, strict=True))
+        rounds = tuple((question, answer) for question, answer in cells.pop("rounds"))
+        yield Example(rounds=rounds, **cells)
+
+
+def _columns(encoded: Sequence[Encoded], prefix: str = "") -> dict[str, list[Any]]:
+    return {
+        f"{prefix}input_ids": [row.ids for row in encoded],
+        f"{prefix}labels": [row.labels for row in encoded],
+    }
+
+
+def _answer_batch(encoding: Encoding, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    encoded = [encoding.answers(example) for example in _examples(batch)]
+    return {**_columns(encoded), "cut": [row.cut for row in encoded]}
+
+
+def _text_batch(encoding: Encoding, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    encoded = [piece for text in batch["text"] for piece in encoding.text(text)]
+    return {**_columns(encoded), "cut": [False] * len(encoded)}
+
+
+def _preference_batch(encoding: Encoding, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    pairs = [encoding.preference(example) for example in _examples(batch)]
+    better, worse = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    cut = [pair[0].cut for pair in pairs]
+    return {**_columns(better, "chosen_"), **_columns(worse, "rejected_"), "cut": cut}
+
+
+_BATCHES: dict[str, Callable[[Encoding, dict[str, list[Any]]], dict[str, list[Any]]]] = {
+    "sft": _answer_batch,
+    "pt": _text_batch,
+    "dpo": _preference_batch,
+}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 STAGES = ("sft", "pt", "dpo")
 METHODS = ("lora", "full", "freeze")
 TEMPLATES = ("baichuan", "vanilla", "default2023")
+#: Layouts of rows: instruction, input, output; conversations; messages.
+FORMATS = ("alpaca", "sharegpt", "openai")
 
 
 def _list(text: str, default: tuple[str, ...] = ()) -> Any:

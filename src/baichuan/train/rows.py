@@ -1,0 +1,135 @@
+"""Rows as they lie in files or on the hub, each with its place. Checks no row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+from datasets import load_dataset
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its httpx
+
+from baichuan.errors import DataError, DownloadError
+from baichuan.language import translate
+from baichuan.train.registry import Source
+
+#: Its place (file and row), and what stands there.
+Placed = tuple[str, object]
+#: The csv module's own limit of 131,072 characters is too low for documents.
+_LONGEST_CELL = 2**31 - 1
+
+
+def rows_of(source: Source) -> Iterator[Placed]:
+    """Give rows in order, as many as the source may give.
+
+    Raises:
+        DataError: a file is not what its name says; names file and line.
+        DownloadError: the hub does not give the data set.
+    """
+    every = _hub_rows(source) if source.hub else _file_rows(source.files)
+    return islice(every, source.num_samples)
+
+
+def _file_rows(files: tuple[Path, ...]) -> Iterator[Placed]:
+    readers = {".csv": _csv_rows, ".parquet": _parquet_rows, ".txt": _text_rows}
+    for path in files:
+        yield from readers.get(path.suffix, _json_rows)(path)
+
+
+def _hub_rows(source: Source) -> Iterator[Placed]:
+    try:
+        rows = load_dataset(source.hub, source.subset, data_dir=source.folder, split=source.split)
+    except (OSError, ValueError, DatasetsError, HTTPError) as error:
+        raise DownloadError(
+            "The data set {name!r} could not be fetched from the hub ({why}). Give a file of its "
+            "rows instead.",
+            name=source.hub,
+            why=(str(error) or type(error).__name__).splitlines()[0],
+        ) from error
+    for number, row in enumerate(rows, 1):
+        yield _row(source.hub or source.name, number), row
+
+
+def _row(place: object, number: int) -> str:
+    return translate("{file}, row {number}", file=place, number=number)
+
+
+def _line(place: object, number: int) -> str:
+    return translate("{file}, line {number}", file=place, number=number)
+
+
+def _json_rows(path: Path) -> Iterator[Placed]:
+    """Read one array of rows, or a row in each line, whatever the name says."""
+    text = _text(path)
+    if not text.lstrip().startswith("["):
+        yield from _json_lines(path, text)
+        return
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise DataError("{file} is not JSON: {reason}.", file=path, reason=error) from error
+    for number, row in enumerate(rows, 1):
+        yield _row(path, number), row
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Placed]:
+    # Not splitlines: it also breaks at characters that JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield _line(path, number), json.loads(line)
+        except ValueError as error:
+            raise DataError(
+                "{place}: this is not JSON: {reason}.", place=_line(path, number), reason=error
+            ) from error
+
+
+def _csv_rows(path: Path) -> Iterator[Placed]:
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.DictReader(_text(path).splitlines(keepends=True), strict=True)
+    try:
+        for row in reader:
+            yield _line(path, reader.line_num), row
+    except csv.Error as error:
+        raise DataError(
+            "{place}: this is not CSV: {reason}.",
+            place=_line(path, reader.line_num),
+            reason=error,
+        ) from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Placed]:
+    try:
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield _row(path, number), row
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError("{file} is not Parquet: {reason}.", file=path, reason=reason) from error
+
+
+def _text_rows(path: Path) -> Iterator[Placed]:
+    """Take each line that is not blank for a document."""
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            yield _line(path, number), {"text": line.rstrip("\r")}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError("{file} cannot be read: {reason}.", file=path, reason=error) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            "{place}: this is not UTF-8. Save the file as UTF-8.", place=_line(path, line)
+        ) from error
