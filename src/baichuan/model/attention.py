@@ -13,6 +13,9 @@ kernel without a [heads, L, L] tensor:
   parts that bfloat16 and float16 hold exactly, so the bias is as exact as in float32.
 
 What remains for the mask is one [queries, keys] boolean without heads, made a block at a time.
+Where a batch holds several texts or padding, and no cache, there is no mask at all: each text
+attends alone (segments.py). The backward of torch's fused kernels is linear in memory too: it keeps
+query, key, value, result and one number a row.
 """
 
 from __future__ import annotations
@@ -102,12 +105,15 @@ def attend(
         return _attend_blocks(query, key, value, mask, scale)
     width = query.shape[3]
     if key.shape[3] == width:
-        # The fused CPU and GPU kernels want one width for all three; without it they fall back to
-        # a path that materialises all scores.
-        key, value = F.pad(key, (0, BIAS_CHANNELS)), F.pad(value, (0, BIAS_CHANNELS))
     wide_query = torch.cat([query, _slope_channels(query, slopes / scale)], dim=3)
     # Counted from the middle of the new positions: small numbers round least.
-    key[..., width:] = _index_channels(keys, keys - queries // 2, key)
+    indices = _index_channels(keys, keys - queries // 2, key)
+        # The fused CPU and GPU kernels want one width for all three; without it they fall back to
+        # a path that materialises all scores.
+        key = torch.cat([key, indices.expand(*key.shape[:3], -1)], dim=3)
+        value = F.pad(value, (0, BIAS_CHANNELS))
+    else:
+        key[..., width:] = indices
     return _attend_blocks(wide_query, key, value, mask, scale)[..., :width]
 
 
@@ -163,7 +169,8 @@ def _bias(query: Tensor, keys: int, slopes: Tensor, visible: Tensor | None) -> T
     bias = (slopes[:, None] * index)[None, :, None, :]
     if visible is not None:
         bias = bias.masked_fill(~visible, float("-inf"))
-    return bias if query.device.type == "cpu" else bias.to(query.dtype)
+    small = query.device.type == "cpu" and query.element_size() <= bias.element_size()
+    return bias if small else bias.to(query.dtype)
 
 
 def _slope_channels(query: Tensor, rest: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ Rotary = tuple[Tensor, Tensor] | None
 
 
 #: Heads of a prompt that attend together.
+from baichuan.model.segments import Segments, attend_segments
 HEADS_AT_ONCE = 8
 
 
@@ -74,7 +75,7 @@ class BaichuanAttention(nn.Module):
         self,
         x: Tensor,
         norm: BaichuanRMSNorm,
-        mask: Tensor | None,
+        mask: Tensor | Segments | None,
         rotary: Rotary,
         cache: Cache | Batch | None,
     ) -> Tensor:
@@ -87,7 +88,7 @@ class BaichuanAttention(nn.Module):
             out = self._attend_chunks(query, key, value, rotary, cache)
         else:
             out = self._attend_padded(query, key, value, mask, rotary, cache)
-        joined = out.transpose(1, 2).reshape(batch, positions, -1)
+        joined = out.transpose(1, 2).reshape(*x.shape)
         return project(self.o_proj, joined, residual=x)
 
     def _attend_padded(
@@ -95,7 +96,7 @@ class BaichuanAttention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | Segments | None,
         rotary: Rotary,
         cache: Cache | None,
     ) -> Tensor:
@@ -106,7 +107,10 @@ class BaichuanAttention(nn.Module):
             key, value = cache.update(key, value, self.layer)
             # A static cache returns its whole buffer; what lies behind `end` is not written yet.
             key, value = key[:, :, :end], value[:, :, :end]
-        return attend(query, key, value, slopes=self._slopes(query), mask=mask)
+        slopes = self._slopes(query)
+        if isinstance(mask, Segments):
+            return attend_segments(query, key, value, mask, slopes=slopes)
+        return attend(query, key, value, slopes=slopes, mask=mask)
 
     def _attend_chunks(
         self, query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, batch: Batch
@@ -170,7 +174,7 @@ class BaichuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | Segments | None = None,
         rotary: Rotary = None,
         cache: Cache | Batch | None = None,
     ) -> Tensor:

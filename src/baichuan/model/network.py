@@ -20,10 +20,11 @@ from baichuan.model import decoding
 from baichuan.model.chatting import ChatMixin
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.layers import BaichuanDecoderLayer, BaichuanRMSNorm, Rotary
+from baichuan.model.loss import next_token_loss
 from baichuan.model.pretrained import BaichuanPreTrainedModel
 from baichuan.model.quantization import QuantizeMixin
 from baichuan.model.rotary import rotary_angles
-
+from baichuan.model.segments import Segments, find_segments
 
 #: What transformers calls the cache, given and returned: `past_key_values` until 5.24 renamed it.
 CACHE_NAME = (
@@ -84,7 +85,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
             use_cache = self.config.use_cache and not self.training
         if use_cache and cache is None:
             cache = DynamicCache()
-        mask = _needed_mask(attention_mask, _held(cache) + x.shape[1])
+        mask = _needed_mask(attention_mask, _held(cache), x.shape[1])
         rotary = self._rotary(x, position_ids, cache)
         hidden = [x]
         if not output_hidden_states and decoding.applies(self.layers, x, cache):
@@ -129,8 +130,9 @@ class BaichuanModel(BaichuanPreTrainedModel):
         return rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
 
 
-def _needed_mask(mask: Tensor | None, keys: int) -> Tensor | None:
-    """Drop a mask that hides nothing, so that attention may take its unmasked path."""
+def _needed_mask(mask: Tensor | None, held: int, positions: int) -> Tensor | Segments | None:
+    """Drop a mask that hides nothing, and read one of segments where no cache stands before it."""
+    keys = held + positions
     if mask is None:
         return None
     if mask.ndim not in (2, 3) or mask.shape[-1] != keys:
@@ -142,7 +144,10 @@ def _needed_mask(mask: Tensor | None, keys: int) -> Tensor | None:
             keys=keys,
         )
     # Waits for a GPU once per pass, not per layer: cheaper than masking every layer in vain.
-    return None if bool((mask == 1).all()) else mask
+    if bool((mask == 1).all()):
+        return None
+    segments = find_segments(mask) if mask.ndim == 2 and not held else None
+    return mask if segments is None else segments
 
 
 def _held(cache: Cache | Batch | None) -> int:
@@ -190,6 +195,7 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Compute logits [batch, positions, vocabulary] and, with labels, the loss.
+        skip_logits: bool | None = None,
 
         Args:
             labels: int64 [batch, positions]; position t is compared with labels[t + 1], -100 is
@@ -198,6 +204,9 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
 
         The other arguments are those of `BaichuanModel.forward`.
         """
+            skip_logits: with labels, give the loss alone and `logits=None`, for a small part of the
+                memory (loss.py); by default so in training mode.
+            **kwargs: `num_items_in_batch` and `shift_labels`, see `loss.next_token_loss`.
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -208,16 +217,22 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
             output_hidden_states=output_hidden_states,
             output_attentions=kwargs.pop("output_attentions", None),
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+        hidden, logits, loss = outputs.last_hidden_state, None, None
+        if labels is not None and (self.training if skip_logits is None else skip_logits):
+            given = {name: kwargs.get(name) for name in ("shift_labels", "num_items_in_batch")}
+            loss = next_token_loss(self.lm_head, hidden, labels, **given)
+        else:
+            last = isinstance(logits_to_keep, int)
+            logits = self.lm_head(
+                hidden[:, slice(-logits_to_keep, None) if last else logits_to_keep]
             )
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
+            if labels is not None:
+                loss = self.loss_function(
+                    logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+                )
             hidden_states=outputs.hidden_states,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )

@@ -1,0 +1,70 @@
+"""Cross entropy of the next token, without the logits of all positions at once. Knows no network.
+
+Logits are the largest tensor of training: [positions, 64,000] in float32, several times. Here they
+are computed for some positions at a time, only where there is a label, and once more on the way
+back. The head is called as a module, so adapters, quantized weights and sharding work as always.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+#: Label of a position that is not learned.
+IGNORED = -100
+#: Positions whose logits are in memory together: 131 MB in float32 for 64,000 tokens.
+POSITIONS_AT_ONCE = 512
+#: Under ZeRO-3 all processes fetch a module's weights at each call, so all must call equally often.
+_SHARDED_CALLS = 8
+
+
+def next_token_loss(
+    head: nn.Module,
+    hidden: Tensor,
+    labels: Tensor | None = None,
+    *,
+    shift_labels: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor:
+    """Give the cross entropy, computed in float32: a sum divided by a count.
+
+    Args:
+        head: maps [n, hidden] to logits [n, vocabulary]; its weights may be trained.
+        hidden: [batch, positions, hidden].
+        labels: int64 [batch, positions]; position t is compared with labels[t + 1], -100 is
+            ignored.
+        shift_labels: the same, moved already: position t is compared with shift_labels[t].
+        num_items_in_batch: what the sum is divided by (transformers' Trainer counts the labels of
+            all accumulated batches); None for the number of labels here.
+
+    Returns:
+        float32 scalar. NaN, as torch's mean, where nothing is learned and no count is given.
+    """
+    if shift_labels is None:
+        assert labels is not None, "one of the two"
+        shift_labels = F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+    wanted = shift_labels.reshape(-1).to(hidden.device)
+    learned = (wanted != IGNORED).nonzero()[:, 0]
+    rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, learned)
+    sums = [
+        checkpoint(_summed, head, part, targets, use_reentrant=False)
+        for part, targets in zip(
+            _parts(rows, head), _parts(wanted.index_select(0, learned), head), strict=True
+        )
+    ]
+    count = len(learned) if num_items_in_batch is None else num_items_in_batch
+    return torch.stack(sums).sum() / count
+
+
+def _summed(head: nn.Module, rows: Tensor, wanted: Tensor) -> Tensor:
+    return F.cross_entropy(head(rows).float(), wanted, reduction="sum")
+
+
+def _parts(tensor: Tensor, head: nn.Module) -> list[Tensor]:
+    """Split the first axis; one part at least, so that the head's weights get gradients of zero."""
+    if not any(hasattr(weight, "ds_id") for weight in head.parameters()):
+        return list(torch.split(tensor, POSITIONS_AT_ONCE))
+    parts = list(torch.split(tensor, max(1, -(-len(tensor) // _SHARDED_CALLS))))
+    return parts + [tensor[:0]] * (_SHARDED_CALLS - len(parts))
