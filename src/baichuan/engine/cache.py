@@ -9,7 +9,7 @@ with the old one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -250,13 +250,16 @@ class Chunk:
 
     Attributes:
         tokens: the new tokens, at least one.
-        cache: the sequence's cache; the forward pass appends to it and commits.
+        cache: the sequence's cache; the forward pass appends to it and commits, if `kept`.
         logits: how many trailing positions' logits are wanted (0 while a prompt is unfinished).
+        kept: whether the cache takes the tokens up. Chunks that are not kept leave it as it is, so
+            many may go on behind one cache: each sees it and itself, and none sees another.
     """
 
     tokens: Sequence[int]
     cache: SequenceCache
     logits: int = 1
+    kept: bool = True
 
 
 @dataclass
@@ -268,12 +271,14 @@ class Batch:
 
     Attributes:
         spans: first and last + 1 row of each chunk.
-        newest: rows of the chunks of a single token, which attend together.
+        newest: rows of the kept chunks of a single token, which attend together.
+        wanted: rows whose logits are wanted.
     """
 
     chunks: Sequence[Chunk]
     spans: list[tuple[int, int]] = field(init=False)
     newest: list[int] = field(init=False)
+    wanted: list[int] = field(init=False)
     _paged: PagedCaches | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -282,7 +287,20 @@ class Batch:
         for chunk in self.chunks:
             self.spans.append((end, end + len(chunk.tokens)))
             end += len(chunk.tokens)
-        self.newest = [first for first, last in self.spans if last - first == 1]
+        spans = list(zip(self.chunks, self.spans, strict=True))
+        self.newest = [first for chunk, (first, last) in spans if chunk.kept and last - first == 1]
+        self.wanted = [
+            row for chunk, (_, last) in spans for row in range(last - chunk.logits, last)
+        ]
+
+    @property
+    def branches(self) -> Iterator[tuple[SequenceCache, list[int]]]:
+        """Give each cache that chunks go on behind without being kept, and those chunks' places."""
+        found: dict[int, list[int]] = {}
+        for place, chunk in enumerate(self.chunks):
+            if not chunk.kept:
+                found.setdefault(id(chunk.cache), []).append(place)
+        return ((self.chunks[places[0]].cache, places) for places in found.values())
 
     def paged(self, like: Tensor) -> PagedCaches:
         """Give the caches of the rows in `newest` for the CPU's kernel, the same for every layer.
@@ -291,7 +309,7 @@ class Batch:
             like: [1, heads, any, head_dim] of what will be appended, on a CPU.
         """
         if self._paged is None:
-            caches = [chunk.cache for chunk in self.chunks if len(chunk.tokens) == 1]
+            caches = [chunk.cache for chunk in self.chunks if chunk.kept and len(chunk.tokens) == 1]
             slabs = []
             for cache in caches:
                 cache.reserve(1)
@@ -304,7 +322,8 @@ class Batch:
     def commit(self) -> None:
         """Record in each cache the tokens that have now passed through every layer."""
         for chunk in self.chunks:
-            chunk.cache.commit(chunk.tokens)
+            if chunk.kept:
+                chunk.cache.commit(chunk.tokens)
 
 
 class DecoderModel(Protocol):

@@ -161,10 +161,8 @@ class BaichuanScorer:
         return cache
 
     def _scored(self, batch: list[Row], beginnings: dict[int, SequenceCache]) -> Scores:
-        chunks = [Chunk(row.rest, beginnings[row.group].fork()) for row in batch]
+        chunks = [Chunk(row.rest, beginnings[row.group], kept=False) for row in batch]
         logits = self._model.forward_chunks(chunks)
-        for chunk in chunks:
-            chunk.cache.truncate(0)  # gives its blocks back
         return _of_letters(batch, torch.cat(logits), self._encoder.letters)
 
 

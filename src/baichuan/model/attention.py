@@ -21,6 +21,7 @@ query, key, value, result and one number a row.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -104,10 +105,10 @@ def attend(
     if slopes is None:
         return _attend_blocks(query, key, value, mask, scale)
     width = query.shape[3]
-    if key.shape[3] == width:
     wide_query = torch.cat([query, _slope_channels(query, slopes / scale)], dim=3)
     # Counted from the middle of the new positions: small numbers round least.
     indices = _index_channels(keys, keys - queries // 2, key)
+    if key.shape[3] == width:
         # The fused CPU and GPU kernels want one width for all three; without it they fall back to
         # a path that materialises all scores.
         key = torch.cat([key, indices.expand(*key.shape[:3], -1)], dim=3)
@@ -115,6 +116,101 @@ def attend(
     else:
         key[..., width:] = indices
     return _attend_blocks(wide_query, key, value, mask, scale)[..., :width]
+
+
+def attend_branches(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    spans: Sequence[tuple[int, int]],
+    counts: Sequence[int],
+    *,
+    slopes: Tensor | None,
+) -> Tensor:
+    """Attend from sequences that go on behind one past: each sees that and itself, causally.
+
+    The past is attended to once for all (cascade attention; Juravsky et al. 2024, arXiv
+    2402.05099): two softmaxes over parts of the keys join by the logarithms of their sums.
+
+    Args:
+        query, key, value: [1, heads, positions, head_dim], the sequences behind one another.
+        past_key, past_value: [1, heads, past, head_dim + room_for_branches]; the keys are written
+            to behind head_dim. past may be 0.
+        spans: first and last + 1 position of each sequence.
+        counts: how many queries of each sequence, its last ones, are wanted.
+        slopes: as for `attend`.
+
+    Returns:
+        [1, heads, sum(counts), head_dim] in the dtype of `query`.
+    """
+    width = query.shape[3]
+    scale = 1.0 / math.sqrt(width)
+    longest = max(last - first for first, last in spans)
+    mask = _own_bias(longest, slopes, query)
+    asked, results = [], []
+    for (first, last), count in zip(spans, counts, strict=True):
+        if not count:  # the kernel would divide by it
+            continue
+        asked.append(query[:, :, last - count : last])
+        own, length = slice(first, last), last - first
+        seen = mask[:, :, length - count : length, :length]
+        results.append(_attend_part(asked[-1], key[:, :, own], value[:, :, own], seen, scale))
+    if not results:
+        return query[:, :, :0]
+    out, sums = (torch.cat(parts, dim=2) for parts in zip(*results, strict=True))
+    past = past_key.shape[2]
+    if not past:
+        return out
+    rows = torch.cat(asked, dim=2)
+    if slopes is not None:
+        rows = torch.cat([rows, _slope_channels(rows, slopes / scale)], dim=3)
+        past_key[..., width:] = _index_channels(past, past, past_key)
+    before, before_sums = _attend_part(rows, past_key, past_value, None, scale)
+    share = torch.sigmoid(before_sums - sums)[..., None].to(out.dtype)
+    return torch.lerp(out, before[..., :width], share)
+
+
+def room_for_branches(slopes: Tensor | None) -> int:
+    """Give the number of channels that `attend_branches` wants behind those of the past."""
+    return 0 if slopes is None else BIAS_CHANNELS
+
+
+def _attend_part(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attend to some of the keys.
+
+    Returns:
+        The result, and the float32 logarithms of softmax's sums [1, heads, queries].
+    """
+    if query.device.type != "cpu":
+        return _attend_part_in_torch(query, key, value, mask, scale)
+    # What scaled_dot_product_attention calls on a CPU; that gives the first of the two alone.
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    part: tuple[Tensor, Tensor] = kernel(query, key, value, attn_mask=mask, scale=scale)
+    return part
+
+
+def _attend_part_in_torch(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Do the same with all scores in memory at once."""
+    scores = (query @ key.mT).float() * scale
+    if mask is not None:
+        scores = scores + mask
+    sums = scores.logsumexp(dim=3)
+    return (scores - sums[..., None]).exp().to(value.dtype) @ value, sums
+
+
+def _own_bias(length: int, slopes: Tensor | None, like: Tensor) -> Tensor:
+    """Causal mask and ALiBi of a sequence, counted from its first key: [1, heads or 1, n, n]."""
+    index = torch.arange(length, device=like.device)
+    later = index > index[:, None]
+    slopes = torch.zeros(1, device=like.device) if slopes is None else slopes
+    bias = (slopes[:, None] * index)[None, :, None, :]
+    return bias.masked_fill(later, float("-inf"))
 
 
 def _attend_blocks(

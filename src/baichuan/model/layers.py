@@ -14,18 +14,25 @@ from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from baichuan.engine.cache import Batch, SequenceCache
+from baichuan.kernels.gradients import rms_norm
 from baichuan.kernels.paged import attend_newest
-from baichuan.model.attention import attend, room_for_bias, slopes_on
+from baichuan.model.attention import (
+    attend,
+    attend_branches,
+    room_for_bias,
+    room_for_branches,
+    slopes_on,
+)
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.fusion import gated, project
 from baichuan.model.rotary import rotate
+from baichuan.model.segments import Segments, attend_segments
 
 #: (cos, sin), each [batch, positions, head_dim / 2]; None under ALiBi.
 Rotary = tuple[Tensor, Tensor] | None
 
 
 #: Heads of a prompt that attend together.
-from baichuan.model.segments import Segments, attend_segments
 HEADS_AT_ONCE = 8
 
 
@@ -39,9 +46,7 @@ class BaichuanRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of x [..., hidden]."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(self.weight.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class BaichuanMLP(nn.Module):
@@ -78,14 +83,20 @@ class BaichuanAttention(nn.Module):
         mask: Tensor | Segments | None,
         rotary: Rotary,
         cache: Cache | Batch | None,
+        wanted: list[int] | None = None,
     ) -> Tensor:
-        """Give x plus attention from norm(x) to itself and to the cache; x [batch, n, hidden]."""
+        """Give x plus attention from norm(x) to itself and to the cache; x [batch, n, hidden].
+
+        Of a `Batch`, `wanted` names the rows to give; the others' keys and values are kept alone.
+        """
         batch, positions, _ = x.shape
         packed = project(self.W_pack, x, norm=norm)
         packed = packed.view(batch, positions, 3, self.heads, self.head_dim)
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
         if isinstance(cache, Batch):
-            out = self._attend_chunks(query, key, value, rotary, cache)
+            out = self._attend_chunks(query, key, value, rotary, cache, wanted is not None)
+            if wanted is not None:
+                x, out = x[:, wanted], out[:, :, wanted]
         else:
             out = self._attend_padded(query, key, value, mask, rotary, cache)
         joined = out.transpose(1, 2).reshape(*x.shape)
@@ -113,8 +124,15 @@ class BaichuanAttention(nn.Module):
         return attend(query, key, value, slopes=slopes, mask=mask)
 
     def _attend_chunks(
-        self, query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, batch: Batch
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary: Rotary,
+        batch: Batch,
+        only_wanted: bool,
     ) -> Tensor:
+        """Attend from all rows; with `only_wanted`, those of `Batch.wanted` alone have content."""
         newest = batch.newest if query.device.type == "cpu" else []
         if len(newest) == query.shape[2]:
             return self._attend_newest(query, key, value, rotary, batch)
@@ -126,21 +144,50 @@ class BaichuanAttention(nn.Module):
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         for chunk, (first, last) in zip(batch.chunks, batch.spans, strict=True):
-            if first in newest:
+            if first in newest or not chunk.kept:
                 continue
             new = slice(first, last)
             chunk.cache.append(self.layer, key[:, :, new], value[:, :, new])
-            self._attend_chunk(query[:, :, new], chunk.cache, out[:, :, new])
+            asked = slice(last - chunk.logits, last) if only_wanted else new
+            self._attend_chunk(query[:, :, asked], chunk.cache, last - first, out[:, :, asked])
+        for cache, places in batch.branches:
+            spans = [batch.spans[place] for place in places]
+            counts = [batch.chunks[place].logits for place in places] if only_wanted else None
+            self._attend_branches(query, key, value, cache, spans, counts, out)
         return out
 
-    def _attend_chunk(self, query: Tensor, cache: SequenceCache, out: Tensor) -> None:
-        """Write to `out` what new positions get, whose keys and values are appended already."""
-        new, slopes = query.shape[2], self._slopes(query)
+    def _attend_branches(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cache: SequenceCache,
+        spans: list[tuple[int, int]],
+        counts: list[int] | None,
+        out: Tensor,
+    ) -> None:
+        """Write to `out` what chunks get that go on behind one cache; `counts`: their last rows."""
+        slopes = self._slopes(query)
+        past = cache.gather(self.layer, query, 0, room=room_for_branches(slopes))
+        counts = counts or [last - first for first, last in spans]
+        rows = [
+            row
+            for (_, last), count in zip(spans, counts, strict=True)
+            for row in range(last - count, last)
+        ]
+        out[:, :, rows] = attend_branches(query, key, value, *past, spans, counts, slopes=slopes)
+
+    def _attend_chunk(self, query: Tensor, cache: SequenceCache, new: int, out: Tensor) -> None:
+        """Write to `out` what the last of `new` positions get, whose keys are appended already."""
+        queries, slopes = query.shape[2], self._slopes(query)
+        if not queries:
+            return
         # Some heads at a time, so that the copies of their keys and values stay small.
         for first in range(0, self.heads, HEADS_AT_ONCE):
             some = slice(first, first + HEADS_AT_ONCE)
             biases = None if slopes is None else slopes[some]
-            keys, values = cache.gather(self.layer, query, new, some, room_for_bias(new, slopes))
+            room = room_for_bias(queries, slopes)
+            keys, values = cache.gather(self.layer, query, new, some, room)
             out[:, some] = attend(query[:, some], keys, values, slopes=biases)
 
     def _slopes(self, like: Tensor) -> Tensor | None:
@@ -177,7 +224,8 @@ class BaichuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         mask: Tensor | Segments | None = None,
         rotary: Rotary = None,
         cache: Cache | Batch | None = None,
+        wanted: list[int] | None = None,
     ) -> Tensor:
-        """Map x [batch, positions, hidden] to the same shape."""
-        x = self.self_attn(x, self.input_layernorm, mask, rotary, cache)
+        """Map x [batch, positions, hidden] to the same shape, or to the rows `wanted` alone."""
+        x = self.self_attn(x, self.input_layernorm, mask, rotary, cache, wanted)
         return cast(Tensor, self.mlp(x, self.post_attention_layernorm))

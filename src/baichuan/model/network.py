@@ -66,7 +66,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
                 padding and equal positive integers for one segment, or [batch, positions, keys].
             position_ids: [batch, positions]; used by the 7B's RoPE alone.
             cache: a transformers cache (its new positions share one length), or a `Batch` of ragged
-                chunks.
+                chunks; last_hidden_state has only its `wanted` rows then.
             past_key_values: the same under the name that it has before transformers 5.24.
 
         Raises:
@@ -87,13 +87,16 @@ class BaichuanModel(BaichuanPreTrainedModel):
             cache = DynamicCache()
         mask = _needed_mask(attention_mask, _held(cache), x.shape[1])
         rotary = self._rotary(x, position_ids, cache)
+        wanted = cache.wanted if isinstance(cache, Batch) else None
         hidden = [x]
         if not output_hidden_states and decoding.applies(self.layers, x, cache):
             angles = rotary and (rotary[0][0], rotary[1][0])
-            x = decoding.decode(self.layers, x, cast(Batch, cache), angles)
+            x = decoding.decode(self.layers, x, cast(Batch, cache), angles)[:, wanted]
         else:
             for layer in self.layers:
-                x = layer(x, mask=mask, rotary=rotary, cache=cache)
+                # The last layer's other rows are read by nobody.
+                rows = wanted if layer is self.layers[-1] else None
+                x = layer(x, mask=mask, rotary=rotary, cache=cache, wanted=rows)
                 if output_hidden_states:
                     hidden.append(x)
         x = self.norm(x)
@@ -192,21 +195,21 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | Batch | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Compute logits [batch, positions, vocabulary] and, with labels, the loss.
-        skip_logits: bool | None = None,
 
         Args:
             labels: int64 [batch, positions]; position t is compared with labels[t + 1], -100 is
                 ignored; mean cross entropy in float32.
             logits_to_keep: compute only this many last positions (0 = all), or the positions given.
-
-        The other arguments are those of `BaichuanModel.forward`.
-        """
             skip_logits: with labels, give the loss alone and `logits=None`, for a small part of the
                 memory (loss.py); by default so in training mode.
             **kwargs: `num_items_in_batch` and `shift_labels`, see `loss.next_token_loss`.
+
+        The other arguments are those of `BaichuanModel.forward`.
+        """
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -226,13 +229,13 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
             logits = self.lm_head(
                 hidden[:, slice(-logits_to_keep, None) if last else logits_to_keep]
             )
-        result = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
             if labels is not None:
                 loss = self.loss_function(
                     logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
                 )
+        result = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
             hidden_states=outputs.hidden_states,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
@@ -267,14 +270,9 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         ids = torch.tensor([flat], dtype=torch.long, device=device)
         hidden = self.model(input_ids=ids, cache=batch, use_cache=True).last_hidden_state
         batch.commit()
-        wanted = [
-            position
-            for chunk, (_, last) in zip(chunks, batch.spans, strict=True)
-            for position in range(last - chunk.logits, last)
-        ]
-        if not wanted:
+        if not batch.wanted:
             return [hidden.new_empty((0, self.config.vocab_size)) for _ in chunks]
-        logits = self.lm_head(hidden[0, wanted]).float()
+        logits = self.lm_head(hidden[0]).float()
         return list(logits.split([chunk.logits for chunk in chunks]))
 
     def _in_evaluation(self, chunks: Sequence[Chunk]) -> list[Tensor]:

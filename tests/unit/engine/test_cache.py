@@ -99,3 +99,20 @@ def test_a_batch_lays_its_chunks_side_by_side():
     assert batch.spans == [(0, 3), (3, 4)]
     batch.commit()
     assert [chunk.cache.tokens for chunk in chunks] == [[1, 2, 3], [4]]
+
+
+def test_chunks_that_are_not_kept_leave_their_cache_as_it_is():
+    one, other = (SequenceCache(BlockPool(0)) for _ in range(2))
+    batch = Batch(
+        [
+            Chunk([1, 2], one, kept=False),
+            Chunk([3], other),
+            Chunk([4], one, logits=0, kept=False),
+            Chunk([5, 6], other, logits=2, kept=False),
+        ]
+    )
+    assert batch.newest == [2]
+    assert batch.wanted == [1, 2, 4, 5]
+    assert list(batch.branches) == [(one, [0, 2]), (other, [3])]
+    batch.commit()
+    assert (one.tokens, other.tokens) == ([], [3])

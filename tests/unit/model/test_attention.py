@@ -1,10 +1,12 @@
 """Attention against its definition in float64, with the whole [heads, queries, keys] bias."""
 
+import itertools
 import json
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -215,6 +217,40 @@ class Masks(TorchFunctionMode):
         if func is torch.nn.functional.scaled_dot_product_attention:
             self.dtypes.add(kwargs["attn_mask"].dtype)
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("alibi", [True, False])
+@pytest.mark.parametrize("past", [0, 1, 700])
+@pytest.mark.parametrize("fused", [True, False])
+def test_branches_are_each_alone_behind_their_past(past, alibi, dtype, fused, monkeypatch):
+    if not fused:  # as on a GPU
+        monkeypatch.setattr(attention, "_attend_part", attention._attend_part_in_torch)
+    lengths, counts = [30, 1, 17, 5], [30, 1, 4, 0]
+    ends = list(itertools.accumulate(lengths))
+    spans = list(zip([0, *ends], ends, strict=False))
+    heads, width = 6, 8
+    shape = (1, heads, past + ends[-1], width)
+    query, key, value = (torch.randn(shape).to(dtype) for _ in range(3))
+    slopes = slopes_on(heads, query.device) if alibi else None
+    room = attention.room_for_branches(slopes)
+    before = [F.pad(tensor[:, :, :past], (0, room)) for tensor in (key, value)]
+    own = [tensor[:, :, past:] for tensor in (query, key, value)]
+    found = attention.attend_branches(*own, *before, spans, counts, slopes=slopes)
+    assert found.dtype == dtype
+    nothing = attention.attend_branches(*own, *before, spans, [0] * 4, slopes=slopes)
+    assert nothing.shape == (1, heads, 0, width)
+    for (first, last), count, rows in zip(spans, counts, found.split(counts, 2), strict=True):
+        one = [
+            torch.cat([whole[:, :, :past], part[:, :, first:last]], 2)
+            for whole, part in zip((key, value), own[1:], strict=True)
+        ]
+        alone = by_definition(
+            own[0][:, :, first:last], *one, alibi, visible(None, last - first, past + last - first)
+        )[:, :, last - first - count :]
+        if count:
+            error = (rows.double() - alone).abs().max() / alone.abs().max()
+            assert error < 2 * TOLERANCES[dtype]
 
 
 def test_gpu_kernels_get_the_bias_in_the_dtype_of_the_query():

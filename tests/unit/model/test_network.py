@@ -108,6 +108,27 @@ def test_chunks_side_by_side_are_each_alone(model):
     assert [cache.tokens for cache in caches] == texts
 
 
+@torch.no_grad()
+def test_chunks_behind_one_cache_are_each_alone(model):
+    beginnings = [some_ids(70).tolist(), []]
+    caches = [model.new_cache() for _ in beginnings]
+    model.forward_chunks([Chunk(beginnings[0], caches[0], logits=0)])
+    kept = some_ids(9).tolist()
+    last = model.new_cache()
+    ends = [(0, some_ids(20)), (1, some_ids(40)), (0, some_ids(1)), (0, some_ids(33))]
+    chunks = [
+        Chunk(end.tolist(), caches[number], logits=min(2, len(end)), kept=False)
+        for number, end in ends
+    ]
+    found = model.forward_chunks([*chunks[:2], Chunk(kept, last), *chunks[2:]])
+    texts = [beginnings[number] + end.tolist() for number, end in ends]
+    texts.insert(2, kept)
+    for text, rows in zip(texts, found, strict=True):
+        full = model(torch.tensor([text])).logits[0]
+        torch.testing.assert_close(rows, full[-len(rows) :], **EXACT)
+    assert [cache.tokens for cache in (*caches, last)] == [*beginnings, kept]
+
+
 def test_chunks_give_the_logits_asked_for(model):
     chunks = [Chunk([4, 5, 6], model.new_cache(), logits=n) for n in (0, 1, 2)]
     assert [rows.shape for rows in model.forward_chunks(chunks)] == [(0, 700), (1, 700), (2, 700)]
