@@ -106,7 +106,7 @@ struct Heads {
   void* const* blocks;
   int64_t keys, values;  // bytes from a block's start to the first of these heads: [heads, block, width]
   int64_t heads, width, block, count;
-  const float* query;   // [heads, width]
+  float* query;         // [heads, width]
   const float* slopes;  // [heads], or null: no ALiBi
   float *scores, *totals, *out;  // [heads, count], [heads], [heads, width]
   float slope(int64_t head) const { return slopes ? slopes[head] : 0.0f; }

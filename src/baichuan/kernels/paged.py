@@ -1,4 +1,4 @@
-"""Attention from the newest position of sequences whose caches lie in blocks, as one kernel call.
+"""Attention from the newest positions of sequences whose caches lie in blocks, as one kernel call.
 
 A CPU runs the native code (native.py) or, without it, plain torch (reference.py), to the same spec.
 Knows blocks of keys and values; not who owns them (engine/cache.py).
@@ -18,16 +18,19 @@ from baichuan.kernels.checks import check_tensor
 
 #: Positions of a block: few enough to waste little, and a run of memory long enough to read fast.
 BLOCK = 64
-#: Cosines and sines of the angles by which RoPE turns a sequence: float32 [sequences, width / 2].
+#: Cosines and sines of the angles by which RoPE turns a row: float32 [rows, width / 2].
 Angles = tuple[Tensor, Tensor]
 
 
 class PagedCaches:
-    """The blocks of some sequences, checked once for all layers of a pass.
+    """The blocks of each row's sequence, checked once for all layers of a pass.
+
+    Rows that follow each other and have the same list of blocks are one sequence's: each holds one
+    position more than the one before, whose key and value it sees.
 
     Attributes:
-        slabs: per sequence its blocks, each [layers, 2 (keys, values), heads, BLOCK, width].
-        counts: positions that each sequence holds; its blocks have room for one more.
+        slabs: per row its sequence's blocks, each [layers, 2 (keys, values), heads, BLOCK, width].
+        counts: positions that the row's sequence holds before it; there is room for one more.
         shape, dtype: of a block.
         native: whether native code reads the dtype.
     """
@@ -61,9 +64,11 @@ class PagedCaches:
                 check_tensor("A cache's block", slab, self.shape, self.dtype, torch.device("cpu"))
                 if not slab.is_contiguous():
                     raise UsageError("A cache's block is not contiguous; it must be.")
-        tables = [(ctypes.c_void_p * len(held))(*(s.data_ptr() for s in held)) for held in slabs]
-        self._tables = tables  # what the next line points to
-        self.pointers = (ctypes.c_void_p * len(tables))(*map(ctypes.addressof, tables))
+        self._tables = tables = {  # what the next line points to
+            id(held): (ctypes.c_void_p * len(held))(*(s.data_ptr() for s in held)) for held in slabs
+        }
+        addresses = (ctypes.addressof(tables[id(held)]) for held in slabs)
+        self.pointers = (ctypes.c_void_p * len(slabs))(*addresses)
         self.numbers = (ctypes.c_int64 * len(counts))(*counts)
 
 
@@ -77,20 +82,21 @@ def attend_newest(
     slopes: Tensor | None = None,
     angles: Angles | None = None,
 ) -> Tensor:
-    """Append the newest position of each sequence to its cache, and attend from it to all it holds.
+    """Append each row's position to its sequence's cache, and attend from it to all up to there.
 
-    A sequence's result is the same, to the last bit, whatever others are in the batch.
+    A row's result is the same, to the last bit, whatever other sequences are in the batch, and
+    whether its sequence's positions come together or one by one.
 
     Args:
-        query, key, value: [sequences, heads, width] in the caches' dtype, on a CPU; parts of a
-            wider tensor's rows are taken as they are.
-        caches: written to, behind each sequence's count.
+        query, key, value: [rows, heads, width] in the caches' dtype, on a CPU; parts of a wider
+            tensor's rows are taken as they are.
+        caches: written to, behind each row's count.
         layer: whose part of the blocks is meant.
         slopes: float32 [heads], ALiBi's; None for none.
         angles: rotate query and key by them (model/rotary.py); None for none.
 
     Returns:
-        [sequences, heads, width].
+        [rows, heads, width].
 
     Raises:
         UsageError: shapes, dtypes or devices that do not fit each other.
@@ -126,7 +132,7 @@ def attend_call(
 ) -> native.AttendCall:
     """Prepare what `attend_newest` does for native.run, unchecked, for `caches.native` ones.
 
-    The call's attribute `result` [sequences, heads, width] has no content until it has run.
+    The call's attribute `result` [rows, heads, width] has no content until it has run.
     """
     query, key, value = (_with_whole_rows(tensor) for tensor in (query, key, value))
     out = torch.empty(query.shape, dtype=query.dtype)

@@ -99,6 +99,38 @@ def test_it_is_that_of_float64(heads, half, lengths, dtype, positions):
             assert (block[1].isnan() != before[1].isnan()).sum() in (0, 2 * heads * width)
 
 
+@settings(max_examples=40)
+@given(
+    st.integers(1, 9),
+    st.sampled_from([2, 16, 34]),
+    st.lists(st.tuples(st.integers(0, 140), st.integers(1, 9)), min_size=1, max_size=3),
+    st.sampled_from(list(TOLERANCE)),
+    st.sampled_from(["alibi", "rope"]),
+    st.sampled_from(ALL),
+)
+def test_positions_together_are_those_one_by_one(heads, width, sequences, dtype, positions, name):
+    blocks = [random_blocks(heads, held + new - 1, width, dtype) for held, new in sequences]
+    rows = [(which, held + i) for which, (held, new) in enumerate(sequences) for i in range(new)]
+    packed = torch.randn(len(rows), 3, heads, width).to(dtype)
+    slopes = torch.rand(heads) if positions == "alibi" else None
+    turns = torch.rand(len(rows), width // 2) * 6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BAICHUAN_KERNELS", name)
+
+        def attended(own, some):
+            angles = (turns[some].cos(), turns[some].sin()) if positions == "rope" else None
+            caches = PagedCaches(
+                [own[rows[row][0]] for row in some], [rows[row][1] for row in some]
+            )
+            return attend_newest(*packed[some].unbind(1), caches, 1, slopes=slopes, angles=angles)
+
+        together, apart = copied(blocks), copied(blocks)
+        out = attended(together, list(range(len(rows))))
+        assert torch.equal(out, torch.cat([attended(apart, [row]) for row in range(len(rows))]))
+    for one, other in zip(chain(*together), chain(*apart), strict=True):
+        assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_large_and_broken_numbers(monkeypatch, name):
     monkeypatch.setenv("BAICHUAN_KERNELS", name)
