@@ -15,7 +15,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from baichuan.checkpoint.quantize import quantize_checkpoint, refuse_existing
+from baichuan.checkpoint.quantize import quantize_checkpoint
+from baichuan.checkpoint.rewrite import refuse_existing
 from baichuan.hub import local_directory
 from baichuan.language import translate
 from baichuan.quant.plan import Plan

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_config
 
 import baichuan
-from baichuan.checkpoint import quantize
-from baichuan.checkpoint.quantize import checksum, quantize_checkpoint
+from baichuan.checkpoint import rewrite
+from baichuan.checkpoint.quantize import quantize_checkpoint
+from baichuan.checkpoint.rewrite import checksum
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.quant.plan import Plan
 from baichuan.quant.scheme import Scheme
@@ -52,7 +53,7 @@ def partial(target):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(quantize, "_SHARD_BYTES", SMALL)
+    monkeypatch.setattr(rewrite, "_SHARD_BYTES", SMALL)
 
 
 def tensors(directory):
@@ -139,10 +140,10 @@ def test_all_that_belongs_to_it_is_there(source, target, partial, small_shards):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from baichuan.checkpoint import quantize
+from baichuan.checkpoint import quantize, rewrite
 from baichuan.quant.plan import Plan
 from baichuan.quant.scheme import Scheme
-quantize._SHARD_BYTES = {small}
+rewrite._SHARD_BYTES = {small}
 left = {tensors}
 def progress(done, total):
     global left
@@ -150,7 +151,7 @@ def progress(done, total):
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 if not {tensors}:
-    quantize.save_file = lambda tensors, path, **kwargs: (
+    rewrite.save_file = lambda tensors, path, **kwargs: (
         path.write_bytes(b"half"), os.kill(os.getpid(), signal.SIGKILL))
 quantize.quantize_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), Plan(Scheme(4, 32)), progress)
 """
@@ -366,11 +367,11 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 import torch
-from baichuan.checkpoint import quantize
+from baichuan.checkpoint import quantize, rewrite
 from baichuan.quant.plan import Plan
 from baichuan.quant.scheme import Scheme
 torch.set_num_threads(1)
-quantize._SHARD_BYTES = 8_000_000
+rewrite._SHARD_BYTES = 8_000_000
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 before = peak()
 quantize.quantize_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), Plan(Scheme(8, None)))

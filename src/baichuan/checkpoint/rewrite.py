@@ -1,0 +1,291 @@
+"""Writing a changed copy of a checkpoint, tensor by tensor: peak memory is one shard.
+
+The result grows in TARGET.partial and is renamed when whole. Killed, it goes on behind the last
+finished shard, whose checksum is in its journal; a lock beside it keeps a second run out. Knows
+files and names, not what is done to a tensor (quantize.py, merge.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from baichuan.errors import CheckpointError, UsageError
+from baichuan.model.configuration import BaichuanConfig
+from baichuan.weights import WeightFiles, read_headers
+
+_SHARD_BYTES = 500_000_000
+_JOURNAL, _INDEX, _SUMS = "journal.json", "model.safetensors.index.json", "SHA256SUMS"
+_COPIED = (
+    *("generation_config.json", "tokenizer.model", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+
+#: Told (bytes of the source finished, all bytes) when all is checked, and after each tensor.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors of the source that are changed together, and the bytes that come of them, about."""
+
+    names: tuple[str, ...]
+    stored: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is done to a checkpoint.
+
+    Attributes:
+        parts: everything that is read.
+        convert: from a part's tensors to those that are written, by name.
+        config: of the result.
+        settings: plain data that tells this change from another, for the journal.
+    """
+
+    parts: Sequence[Part]
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    config: BaichuanConfig
+    settings: Mapping[str, Any]
+
+
+def rewrite_checkpoint(
+    weights: WeightFiles, target: Path, change: Change, progress: Progress
+) -> None:
+    """Write a changed copy of a checkpoint.
+
+    Raises:
+        CheckpointError: the disk is too small.
+        UsageError: the target exists, or another run is writing it.
+    """
+    refuse_existing(target)
+    partial = target.with_name(target.name + ".partial")
+    _check_room(partial, sum(part.stored for part in change.parts))
+    order = {name: place for place, name in enumerate(weights.headers)}
+    # A part is complete when its last tensor was read.
+    parts = sorted(change.parts, key=lambda part: max(map(order.__getitem__, part.names)))
+    shards = list(_shards(parts))
+    with _alone(partial):
+        refuse_existing(target)  # another run may have ended just now
+        settings = {**change.settings, "source": fingerprint(weights), "shards": len(shards)}
+        journal = _Journal(partial, settings)
+        _write_shards(weights, shards, change, journal, progress)
+        _finish(weights.directory, partial, change.config, len(shards), journal)
+        partial.rename(target)
+
+
+def refuse_existing(target: Path) -> None:
+    """Raise UsageError if there is something where a result shall be."""
+    if target.exists():
+        raise UsageError(
+            "{target} exists; give a name that is free, or remove it first.", target=target
+        )
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Make the directory of an unfinished result, and keep other runs out of it."""
+    path = partial.with_name(partial.name + ".lock")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0).acquire()
+    except Timeout as error:
+        raise UsageError(
+            "Another run is writing {directory}; wait until it ends, or give another target.",
+            directory=partial,
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            "{directory} cannot be made ({reason}). Give a target elsewhere.",
+            directory=partial,
+            reason=error,
+        ) from error
+    with lock:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps what is open
+                path.unlink()
+
+
+def _check_room(partial: Path, needed: int) -> None:
+    held = sum(file.stat().st_size for file in partial.glob("*")) if partial.exists() else 0
+    existing = next(p for p in partial.absolute().parents if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free + held < needed * 1.02:
+        raise CheckpointError(
+            "{directory} has {free:.1f} GB free; the new checkpoint needs {needed:.1f} GB. "
+            "Free some, or give a directory on another disk.",
+            directory=existing,
+            free=free / 1e9,
+            needed=needed / 1e9,
+        )
+
+
+def _shards(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Group the parts, in their order, into files of about `_SHARD_BYTES`."""
+    shard: list[Part] = []
+    size = 0
+    for part in parts:
+        if shard and size + part.stored > _SHARD_BYTES:
+            yield shard
+            shard, size = [], 0
+        shard.append(part)
+        size += part.stored
+    yield shard
+
+
+class _Journal:
+    """Which shards of an unfinished result are whole, by checksum."""
+
+    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
+        """Take up the journal of an earlier run, if that had the same source and settings."""
+        self.directory, self._settings = directory, settings
+        self.sums: dict[str, str] = {}
+        earlier = self._read()
+        if earlier is None:
+            self._write()
+        elif earlier["settings"] == settings:
+            self.sums = earlier["sums"]
+        else:
+            raise UsageError(
+                "{directory} holds an unfinished run with other settings or of another source; "
+                "remove it, or give another target.",
+                directory=directory,
+            )
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return cast(
+                "dict[str, Any]", json.loads((self.directory / _JOURNAL).read_text("utf-8"))
+            )
+        except (FileNotFoundError, ValueError):  # none, or cut off by a loss of power: begin anew
+            return None
+
+    def _write(self) -> None:
+        content = {"settings": self._settings, "sums": self.sums}
+        _write(self.directory / _JOURNAL, json.dumps(content, indent=1))
+
+    def has(self, file: str) -> bool:
+        """Say whether a shard is there and whole."""
+        path = self.directory / file
+        return file in self.sums and path.exists() and checksum(path) == self.sums[file]
+
+    def add(self, file: str) -> None:
+        """Record a shard that was just written."""
+        self.sums[file] = checksum(self.directory / file)
+        self._write()
+
+
+def _write_shards(
+    weights: WeightFiles,
+    shards: list[list[Part]],
+    change: Change,
+    journal: _Journal,
+    progress: Progress,
+) -> None:
+    """Pass over the source once; tensors of finished shards are skipped unread."""
+    total, done = sum(file.path.stat().st_size for file in weights.files), 0
+    progress(done, total)
+    wanted = {name for shard in shards for part in shard for name in part.names}
+    source = ((name, tensor) for name, tensor in weights.tensors() if name in wanted)
+    held: dict[str, Tensor] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = _file(number, len(shards))
+        whole = journal.has(file)
+        tensors: dict[str, Tensor] = {}
+        for part in shard:
+            while not held.keys() >= set(part.names):
+                held |= [next(source)]
+            read = {name: held.pop(name) for name in part.names}
+            if not whole:
+                tensors |= change.convert(read)
+            done += sum(tensor.nbytes for tensor in read.values())
+            progress(done, total)
+        if not whole:
+            _save(tensors, journal.directory / file)
+            journal.add(file)
+
+
+def _finish(
+    source: Path, partial: Path, config: BaichuanConfig, count: int, journal: _Journal
+) -> None:
+    """Write what stands beside the shards, and check each shard once more."""
+    places: dict[str, str] = {}
+    for number in range(1, count + 1):
+        file = _file(number, count)
+        if not journal.has(file):
+            raise CheckpointError(
+                "{file} is not what was written: is the disk failing?", file=partial / file
+            )
+        places |= dict.fromkeys(read_headers(partial / file), file)
+    total = sum((partial / file).stat().st_size for file in journal.sums)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    _write(partial / _INDEX, json.dumps(index, indent=1))
+    config.save_pretrained(partial)
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, partial / name)
+    # In the form that `sha256sum -c` reads.
+    _write(partial / _SUMS, "".join(f"{s}  {file}\n" for file, s in sorted(journal.sums.items())))
+    (partial / _JOURNAL).unlink()
+
+
+def _file(number: int, count: int) -> str:
+    return f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def fingerprint(weights: WeightFiles) -> dict[str, list[int]]:
+    """Tell one source from another without reading it: sizes and times of its files."""
+    stats = {file.path.name: file.path.stat() for file in weights.files}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def checksum(path: Path) -> str:
+    """Give the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write to; what was written takes the place of `path`."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            "{file} cannot be written ({reason}). Free some room and give the command again: it "
+            "goes on behind the last file that is whole.",
+            file=path,
+            reason=error,
+        ) from error
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    with _replacing(path) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _write(path: Path, text: str) -> None:
+    with _replacing(path) as partial:
+        partial.write_text(text, "utf-8")
