@@ -139,10 +139,17 @@ class Runner:
         engine: nobody else may use it from now on.
         max_batch: requests that run side by side; the others queue, first come first served.
         max_queue: requests that may queue before more are refused.
+        delivered: called on the engine's thread whenever callbacks may have been, so that what they
+            collect of one pass can go on together. It must return at once and raise nothing.
     """
 
     def __init__(
-        self, engine: Engine, *, max_batch: int = MAX_BATCH, max_queue: int = MAX_QUEUE
+        self,
+        engine: Engine,
+        *,
+        max_batch: int = MAX_BATCH,
+        max_queue: int = MAX_QUEUE,
+        delivered: Callable[[], None] = lambda: None,
     ) -> None:
         for name, given, least in (("max_batch", max_batch, 1), ("max_queue", max_queue, 0)):
             if given < least:
@@ -155,6 +162,7 @@ class Runner:
         self._engine = engine
         self._max_batch = max_batch
         self._max_queue = max_queue
+        self._delivered = delivered
         self._changed = threading.Condition()
         self._queued: deque[Request] = deque()
         self._running: dict[int, Request] = {}
@@ -247,12 +255,14 @@ class Runner:
             while self._wait_for_work():
                 self._admit()
                 self._pass()
+                self._delivered()
         finally:
             with self._changed:
                 self._closed = True
                 left = [*self._running.values(), *self._queued]
                 self._queued.clear()
             self._fail(left, _stopped())
+            self._delivered()
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to compute; False once stopped."""

@@ -267,7 +267,7 @@ class Sampler:
         self._said[token] += 1
         if self._constraint is not None:
             self._constraint.accept(token)
-        if token not in self._seen:
+        if self.params.repetition_penalty != 1.0 and token not in self._seen:
             self._seen[token] = None
             self._seen_ids = torch.cat([self._seen_ids, self._seen_ids.new_tensor([token])])
 

@@ -1,7 +1,7 @@
 """What travels between the HTTP process and the model process: plain data.
 
-Each message goes with the number of the call that it belongs to. Another engine serves the same API
-by answering these calls. Knows no HTTP, no torch and no model.
+A call is sent with its number (`tuple[int, Call]`), `Replies` come back. Another engine serves the
+same API by answering these calls. Knows no HTTP, no torch and no model.
 """
 
 from __future__ import annotations
@@ -151,3 +151,6 @@ class Failure:
 
 
 Reply = Ready | Piece | Encoded | Counts | Failure
+
+#: What the model process sends at a time: replies, each with the number of its call.
+Replies = Sequence[tuple[int, Reply]]

@@ -18,7 +18,16 @@ from threading import Thread
 from typing import Any
 
 from baichuan.language import translate
-from baichuan.serve.protocol import Call, Cancel, Close, Failure, Ready, Reply, WorkerOptions
+from baichuan.serve.protocol import (
+    Call,
+    Cancel,
+    Close,
+    Failure,
+    Ready,
+    Replies,
+    Reply,
+    WorkerOptions,
+)
 
 #: Seconds before a model process that died without having been ready is started again, doubled
 #: each time up to the second value.
@@ -117,7 +126,7 @@ class ModelProcess:
             """Hand replies to the event loop until there can be no more (on a thread)."""
             with connection, suppress(EOFError, OSError):
                 while True:
-                    loop.call_soon_threadsafe(self._dispatch, *connection.recv())
+                    loop.call_soon_threadsafe(self._dispatch, connection.recv())
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(ended.set)
 
@@ -136,7 +145,11 @@ class ModelProcess:
         _log.error("the model process ended with code %s", self._process.exitcode)
         return was_ready
 
-    def _dispatch(self, number: int, reply: Reply) -> None:
+    def _dispatch(self, replies: Replies) -> None:
+        for number, reply in replies:
+            self._take(number, reply)
+
+    def _take(self, number: int, reply: Reply) -> None:
         if number in self._replies:
             self._replies[number].put_nowait(reply)
         elif isinstance(reply, Ready):

@@ -50,6 +50,7 @@ from baichuan.serve.protocol import (
     Piece,
     Prompt,
     Ready,
+    Replies,
     Reply,
     TokenLogprob,
     WorkerOptions,
@@ -67,24 +68,25 @@ def main(connection: Connection, options: WorkerOptions) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sending = threading.Lock()
 
-    def reply(number: int, content: Reply) -> None:
+    def send(replies: Replies) -> None:
         with sending:
-            connection.send((number, content))
+            connection.send(replies)
 
     if options.model is None or not sys.stderr.isatty():
         disable_progress_bar()
     try:
         model, tokenizer = load(options.model, **options.where)
     except Exception as error:
-        reply(-1, failure(error))
+        send([(-1, failure(error))])
         return
     room = options.cache_tokens or tokens_that_fit(model, options.max_batch)
     gone = suppress(EOFError, OSError)
     with (
-        Worker(model, tokenizer, reply, options.max_batch, options.max_queue, room) as worker,
+        Worker(model, tokenizer, send, options.max_batch, options.max_queue, room) as worker,
         gone,
     ):
-        reply(-1, Ready(worker.context_length, room, room * bytes_per_token(model)))
+        ready = Ready(worker.context_length, room, room * bytes_per_token(model))
+        send([(-1, ready)])
         call: Call | None = None
         while not isinstance(call, Close):
             number, call = connection.recv()
@@ -110,7 +112,7 @@ class Worker:
 
     Args:
         model, tokenizer: from `baichuan.load`.
-        reply: takes the number of a call and a reply to it, from any thread.
+        send: takes replies, from any thread.
         max_batch, max_queue: as `Runner` takes them.
         cache_tokens: as `Engine` takes it.
 
@@ -122,7 +124,7 @@ class Worker:
         self,
         model: BaichuanForCausalLM,
         tokenizer: BaichuanTokenizer,
-        reply: Callable[[int, Reply], None],
+        send: Callable[[Replies], None],
         max_batch: int,
         max_queue: int,
         cache_tokens: int,
@@ -132,11 +134,14 @@ class Worker:
         self._defaults = model.generation_config
         self._tokenizer = tokenizer
         self._token_bytes = token_bytes(tokenizer)
-        self._reply = reply
+        self._send = send
         self._requests: dict[int, list[Request]] = {}
+        self._of_pass: list[tuple[int, Reply]] = []  # belongs to the engine's thread
         decode = partial(tokenizer.decode, skip_special_tokens=True)
         engine = Engine(cast(DecoderModel, model), cast(Decode, decode), cache_tokens=cache_tokens)
-        self._runner = Runner(engine, max_batch=max_batch, max_queue=max_queue)
+        self._runner = Runner(
+            engine, max_batch=max_batch, max_queue=max_queue, delivered=self._send_pass
+        )
 
     def __enter__(self) -> Worker:
         return self
@@ -152,12 +157,12 @@ class Worker:
             elif isinstance(call, Cancel):
                 self._cancel(number)
             elif isinstance(call, Encode):
-                self._reply(number, Encoded(self._encode(call.prompt)))
+                self._send([(number, Encoded(self._encode(call.prompt)))])
             elif isinstance(call, Count):
-                self._reply(number, Counts(asdict(self._runner.stats())))
+                self._send([(number, Counts(asdict(self._runner.stats())))])
         except Exception as error:
             self._cancel(number)
-            self._reply(number, failure(error))
+            self._send([(number, failure(error))])
 
     def _cancel(self, number: int) -> None:
         for request in self._requests.pop(number, ()):
@@ -177,9 +182,9 @@ class Worker:
             requests.append(self._runner.submit(prompts[prompt], mine, deliver))
 
     def _deliver(self, number: int, index: int, arrived: Step | Exception) -> None:
-        """Send what the engine gives (on its thread)."""
+        """Take what the engine gives (on its thread)."""
         if isinstance(arrived, Exception):
-            self._reply(number, failure(arrived))
+            self._of_pass.append((number, failure(arrived)))
             return
         reason = arrived.finish_reason
         usage = arrived.usage
@@ -192,7 +197,13 @@ class Worker:
             completion_tokens=usage.completion_tokens,
             logprob=self._logprob(arrived),
         )
-        self._reply(number, piece)
+        self._of_pass.append((number, piece))
+
+    def _send_pass(self) -> None:
+        """Send the pieces of one pass together: a message for each would wake the other process."""
+        replies, self._of_pass = self._of_pass, []
+        if replies:
+            self._send(replies)
 
     def _logprob(self, step: Step) -> TokenLogprob | None:
         if step.logprobs is None:

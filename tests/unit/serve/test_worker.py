@@ -22,8 +22,13 @@ def replies():
 
 
 @pytest.fixture
-def worker(demo, replies):
-    with Worker(*demo, lambda *reply: replies.put(reply), 4, 2, cache_tokens=4096) as worker:
+def sender(replies):
+    return lambda together: [replies.put(reply) for reply in together]
+
+
+@pytest.fixture
+def worker(demo, sender):
+    with Worker(*demo, sender, 4, 2, cache_tokens=4096) as worker:
         yield worker
 
 
@@ -59,6 +64,17 @@ def test_several_answers_have_several_seeds(worker, replies):
         texts.append(answers(replies, number, 3)[0])
     assert texts[0] == texts[1]
     assert len(set(texts[0])) == 3
+
+
+def test_pieces_of_one_pass_are_sent_together(demo):
+    sent = queue.Queue()
+    with Worker(*demo, sent.put, 4, 2, cache_tokens=4096) as worker:
+        worker.handle(0, Job([QUESTION], 4, {"temperature": 9.0, "seed": 1, "max_tokens": 40}))
+        together = []
+        while sum(map(len, together)) < 4 * 40:
+            together.append([piece.index for _, piece in sent.get(timeout=60)])
+    assert [0, 1, 2, 3] in together
+    assert all(len(set(indices)) == len(indices) for indices in together)
 
 
 def test_answers_follow_a_schema_and_end_with_it(worker, replies):
@@ -107,8 +123,8 @@ def test_an_answer_fits_behind_its_prompt(worker, replies):
     assert (last.finish_reason, last.completion_tokens) == ("length", 4)
 
 
-def test_small_caches_shorten_the_context(demo, replies):
-    with Worker(*demo, lambda *reply: replies.put(reply), 4, 2, cache_tokens=100) as worker:
+def test_small_caches_shorten_the_context(demo, replies, sender):
+    with Worker(*demo, sender, 4, 2, cache_tokens=100) as worker:
         assert worker.context_length == 100
         worker.handle(0, Job([[5] * 90], settings={"temperature": 9.0, "seed": 1}))
         _, (last,) = answers(replies, 0, 1)
@@ -119,8 +135,8 @@ def test_small_caches_shorten_the_context(demo, replies):
         assert "100 tokens" in reply.message and "90" in reply.message and "11" in reply.message
 
 
-def test_requests_that_wait_for_room_are_queued(demo, replies):
-    with Worker(*demo, lambda *reply: replies.put(reply), 4, 2, cache_tokens=1024) as worker:
+def test_requests_that_wait_for_room_are_queued(demo, replies, sender):
+    with Worker(*demo, sender, 4, 2, cache_tokens=1024) as worker:
         long = {"max_tokens": 900, "temperature": 9.0, "seed": 1}
         worker.handle(0, Job([QUESTION] * 3, settings=long))
         replies.get(timeout=60)
