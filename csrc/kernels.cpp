@@ -255,3 +255,4 @@ const Implementation& implementation(int32_t level) {
 }  // namespace
 
 #include "calls.inc"
+#include "dequantize.inc"

@@ -69,6 +69,16 @@ class AttendCall(ctypes.Structure):
     )
 
 
+class DequantizeCall(ctypes.Structure):
+    """`struct Dequantize` of csrc/dequantize.inc."""
+
+    _fields_ = (
+        *((n, _POINTER) for n in ("codes", "scales", "y")),
+        *((n, _INT64) for n in ("rows", "columns", "first", "count", "group")),
+        *((n, _INT32) for n in ("bits", "scale_groups", "dtype")),
+    )
+
+
 class Call(ctypes.Structure):
     """`struct Call` of csrc/kernels.cpp: one of the two."""
 
@@ -117,11 +127,20 @@ def run(calls: Sequence[LinearCall | AttendCall]) -> None:
     native.baichuan_run(entries, len(calls))
 
 
+def dequantize(call: DequantizeCall) -> None:
+    """Write the numbers of a part of a weight; the caller has checked it, as for `run`."""
+    native = library()
+    assert native is not None, "chosen() gives native names only where there is a library"
+    native.baichuan_dequantize(ctypes.byref(call))
+
+
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.baichuan_available.argtypes = [_INT32]
     loaded.baichuan_available.restype = _INT32
     loaded.baichuan_run.argtypes = [ctypes.POINTER(Call), _INT64]
     loaded.baichuan_run.restype = None
+    loaded.baichuan_dequantize.argtypes = [ctypes.POINTER(DequantizeCall)]
+    loaded.baichuan_dequantize.restype = None
     return loaded
 
 

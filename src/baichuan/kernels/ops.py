@@ -7,17 +7,15 @@ A GPU runs torch's own kernels (cuda.py), or multiplies by the dequantized weigh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from baichuan.errors import UsageError
-from baichuan.kernels import native, reference
+from baichuan.kernels import gradients, native, reference
 from baichuan.kernels.checks import check_tensor
 from baichuan.kernels.cuda import CudaMatrix
-from baichuan.kernels.layout import PackedMatrix, dequantize
+from baichuan.kernels.layout import PackedMatrix
 
 Weight = PackedMatrix | CudaMatrix
 
@@ -37,6 +35,7 @@ def linear(
     up: Weight | None = None,
     norm: Norm | None = None,
     residual: Tensor | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """Multiply by a quantized weight, with what stands before and behind it in a decoder layer.
 
@@ -49,6 +48,8 @@ def linear(
         x: [..., columns], float32, bfloat16 or float16.
         weight, up: [outputs, columns] each.
         residual: [..., outputs] in the dtype of x.
+        exact: do not round x, but multiply in its dtype by the dequantized weight: the only way
+            that has gradients, and what training should compute where there happen to be none.
 
     Returns:
         [..., outputs] in the dtype of x.
@@ -63,6 +64,7 @@ def linear(
         isinstance(weight, CudaMatrix)
         or isinstance(up, CudaMatrix)
         or x.device.type != "cpu"
+        or exact
         or _needs_gradients(x, norm, residual)
     ):
         y = _dequantized(rows, weight, up, norm, flat)
@@ -118,33 +120,11 @@ def _dequantized(
 ) -> Tensor:
     """Multiply by the dequantized weights in the dtype of x; differentiable."""
     if norm is not None:
-        x = reference.rms_norm(x.float(), norm.weight, norm.eps).to(x.dtype)
-    y = _multiply(x, weight)
+        x = gradients.rms_norm(x, norm.weight, norm.eps).to(x.dtype)
+    y = gradients.multiply(x, weight)
     if up is not None:
-        y = F.silu(y) * _multiply(x, up)
+        y = gradients.gate(y, gradients.multiply(x, up))
     return y if residual is None else y + residual
-
-
-class _Multiply(torch.autograd.Function):
-    """x W^T. Saved for the way back, dequantized weights of all layers would fill the memory."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Weight) -> Tensor:
-        ctx.weight = weight
-        if isinstance(weight, CudaMatrix):
-            return weight.multiply(x)
-        return F.linear(x, dequantize(weight, x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        weight, dtype = ctx.weight, gradient.dtype
-        repacked = isinstance(weight, CudaMatrix)
-        dense = weight.dequantize(dtype) if repacked else dequantize(weight, dtype)
-        return gradient @ dense, None
-
-
-def _multiply(x: Tensor, weight: Weight) -> Tensor:
-    return cast(Tensor, _Multiply.apply(x, weight))  # type: ignore[no-untyped-call]
 
 
 def _in_torch(

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baichuan.kernels import ops
+from baichuan.kernels import gradients, ops
 from baichuan.quant.linear import QuantizedLinear
 
 
@@ -41,7 +40,7 @@ def gated(gate: nn.Module, up: nn.Module, x: Tensor, *, norm: RMSNorm) -> Tensor
     if _alike(gate, up):
         return cast(Tensor, gate(x, norm=_weight(norm), up=up))
     x = norm(x)
-    return F.silu(gate(x)) * cast(Tensor, up(x))
+    return gradients.gate(gate(x), up(x))
 
 
 def _alike(gate: nn.Module, up: nn.Module) -> bool:

@@ -79,9 +79,14 @@ class QuantizedLinear(nn.Module):
         up: QuantizedLinear | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """Multiply x [..., in_features], fused with what stands around it: see `ops.linear`."""
-        other = None if up is None else up._weight_for(x)
-        return ops.linear(x, self._weight_for(x), up=other, norm=norm, residual=residual)
+        """Multiply x [..., in_features], fused with what stands around it: see `ops.linear`.
+
+        In training mode, with gradients on, x is not rounded, even where it has no gradient itself
+        (behind a frozen embedding): all of a network computes in one way.
+        """
+        weight, other = self._weight_for(x), None if up is None else up._weight_for(x)
+        exact = self.training and torch.is_grad_enabled()
+        return ops.linear(x, weight, up=other, norm=norm, residual=residual, exact=exact)
 
     def _weight_for(self, x: Tensor) -> PackedMatrix | cuda.CudaMatrix:
         """Give the weight in the best order for an input, repacked if this is the first such."""

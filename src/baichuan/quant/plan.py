@@ -166,7 +166,7 @@ def quantize_modules(
             raise UsageError(
                 "{name}: {reason} Load the model again from sound files.", name=name, reason=error
             ) from error
-        model.set_submodule(name, layer)
+        model.set_submodule(name, layer.train(model.get_submodule(name).training))
         done(name)
 
 
