@@ -36,7 +36,7 @@ def main() -> None:
     config = BaichuanConfig.preset("13b", num_hidden_layers=arguments.layers)
     write_random_checkpoint(arguments.directory, config)
     model = BaichuanForCausalLM.from_pretrained(arguments.directory, dtype="auto")
-    engine = Engine(model, str)
+    engine = Engine(model, str, speculate=False)
     list(engine.generate([1] * 16, SamplingParams(max_tokens=2)))  # the weights' first read
     rows = _talk(engine, model.new_cache())
     shape = f"Baichuan-13B geometry, {arguments.layers} of 40 layers, random, bfloat16"

@@ -64,7 +64,7 @@ def _timed(action: Any) -> float:
 
 def _speeds(model: BaichuanForCausalLM, decode: int) -> dict[str, Any]:
     """Time prompts of several lengths and the tokens after them, each a few times."""
-    engine = Engine(model, str)
+    engine = Engine(model, str, speculate=False)
     params = SamplingParams(max_tokens=decode, eos_token_ids=())
     _run(engine, 16, SamplingParams(max_tokens=2, eos_token_ids=()))  # the weights' first read
     figures: dict[str, Any] = {}

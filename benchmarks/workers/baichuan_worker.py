@@ -31,7 +31,7 @@ class Worker:
         self.huge_pages = huge_pages
         self.load_seconds = time.perf_counter() - begin
         self.vocabulary = self.model.config.vocab_size
-        self.engine = Engine(self.model, str)
+        self.engine = Engine(self.model, str, speculate=False)
         self.caches: list[SequenceCache] = []
 
     def info(self) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from baichuan.version import __version__
 if TYPE_CHECKING:
     from baichuan.chat import Conversation
     from baichuan.checkpoint.load import load
-    from baichuan.engine.loop import Engine, Step
+    from baichuan.engine.loop import Engine
     from baichuan.engine.sampling import SamplingParams
+    from baichuan.engine.steps import Step
     from baichuan.errors import BaichuanError
     from baichuan.model.configuration import BaichuanConfig
     from baichuan.model.network import BaichuanForCausalLM
@@ -32,7 +33,7 @@ _HOMES = {
     "Conversation": "baichuan.chat",
     "Engine": "baichuan.engine.loop",
     "SamplingParams": "baichuan.engine.sampling",
-    "Step": "baichuan.engine.loop",
+    "Step": "baichuan.engine.steps",
     "load": "baichuan.checkpoint.load",
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from baichuan import transcript
-from baichuan.engine.loop import Step
+from baichuan.engine.steps import Step
 from baichuan.engine.sampling import SamplingParams
 from baichuan.errors import PromptError
 from baichuan.language import translate

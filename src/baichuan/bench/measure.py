@@ -12,8 +12,9 @@ import torch
 from baichuan.bench.job import Job
 from baichuan.engine.cache import SequenceCache
 from baichuan.engine.detokenize import Decode
-from baichuan.engine.loop import Engine, Usage
+from baichuan.engine.loop import Engine
 from baichuan.engine.sampling import SamplingParams
+from baichuan.engine.steps import Usage
 from baichuan.model.network import BaichuanForCausalLM
 
 #: Told what goes on, how far it is, and its end: ("answer", 17, 2048).
@@ -64,7 +65,7 @@ def measure_speeds(model: BaichuanForCausalLM, decode: Decode, job: Job, tell: T
         job: how long prompt and answer are, and how often.
         tell: told of the progress.
     """
-    engine, prompt = Engine(model, decode), _prompt(job, model.config.vocab_size)
+    engine, prompt = Engine(model, decode, speculate=False), _prompt(job, model.config.vocab_size)
     tell("warm-up", 0, 1)
     _answer(engine, prompt, min(_WARM_UP_TOKENS, job.tokens), model.new_cache(), _silent)
     usages, held = [], 0
@@ -116,7 +117,7 @@ class _Side:
 
     def __init__(self, model: BaichuanForCausalLM, decode: Decode, job: Job) -> None:
         self._model, self._tokens = model, job.tokens
-        self._engine = Engine(model, decode)
+        self._engine = Engine(model, decode, speculate=False)
         self._prompt = _prompt(job, model.config.vocab_size)
 
     def prefill(self) -> float:

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.segment import Segment
 
 from baichuan.cli.markdown import AnswerMarkdown, parse, visible
-from baichuan.engine.loop import Step
+from baichuan.engine.steps import Step
 from baichuan.language import translate
 
 #: Seconds between two drawings, at least.

@@ -17,7 +17,7 @@ from baichuan.cli.interrupt import Interruptible, quiet_keyboard
 from baichuan.cli.markdown import visible, wrapped
 from baichuan.cli.reader import write_in_editor
 from baichuan.cli.settings import NAMES, parse_setting
-from baichuan.engine.loop import Step, Usage
+from baichuan.engine.steps import Step, Usage
 from baichuan.errors import UsageError
 from baichuan.language import phrase, translate
 

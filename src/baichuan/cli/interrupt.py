@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from baichuan.engine.loop import Step
+from baichuan.engine.steps import Step
 
 
 class Interruptible(Iterator[Step]):

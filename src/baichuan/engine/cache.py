@@ -239,6 +239,10 @@ class SequenceCache:
         return kept
 
 
+#: Chunks of up to so many tokens attend a position at a time, as if they had come one by one.
+FEW_TOKENS = 16
+
+
 def blocks_for(positions: int) -> int:
     """Give the number of blocks that hold so many positions."""
     return -(-positions // BLOCK)
@@ -271,7 +275,8 @@ class Batch:
 
     Attributes:
         spans: first and last + 1 row of each chunk.
-        newest: rows of the kept chunks of a single token, which attend together.
+        newest: rows of the kept chunks of up to `FEW_TOKENS` tokens, which attend in one call and
+            get, to the last bit, what they would get one after the other.
         wanted: rows whose logits are wanted.
     """
 
@@ -288,7 +293,7 @@ class Batch:
             self.spans.append((end, end + len(chunk.tokens)))
             end += len(chunk.tokens)
         spans = list(zip(self.chunks, self.spans, strict=True))
-        self.newest = [first for chunk, (first, last) in spans if chunk.kept and last - first == 1]
+        self.newest = [row for chunk, span in spans if _is_short(chunk) for row in range(*span)]
         self.wanted = [
             row for chunk, (_, last) in spans for row in range(last - chunk.logits, last)
         ]
@@ -309,14 +314,16 @@ class Batch:
             like: [1, heads, any, head_dim] of what will be appended, on a CPU.
         """
         if self._paged is None:
-            caches = [chunk.cache for chunk in self.chunks if chunk.kept and len(chunk.tokens) == 1]
-            slabs = []
-            for cache in caches:
-                cache.reserve(1)
+            slabs: list[list[Tensor]] = []
+            counts: list[int] = []
+            for chunk in filter(_is_short, self.chunks):
+                cache, new = chunk.cache, len(chunk.tokens)
+                cache.reserve(new)
                 for block in cache.blocks:
                     block.part(0, like)
-                slabs.append([block.slab for block in cache.blocks if block.slab is not None])
-            self._paged = PagedCaches(slabs, [len(cache) for cache in caches])
+                slabs += [[b.slab for b in cache.blocks if b.slab is not None]] * new
+                counts += range(len(cache), len(cache) + new)
+            self._paged = PagedCaches(slabs, counts)
         return self._paged
 
     def commit(self) -> None:
@@ -326,8 +333,17 @@ class Batch:
                 chunk.cache.commit(chunk.tokens)
 
 
+def _is_short(chunk: Chunk) -> bool:
+    return chunk.kept and len(chunk.tokens) <= FEW_TOKENS
+
+
 class DecoderModel(Protocol):
     """All that the engine knows of a network."""
+
+    @property
+    def exact_rows(self) -> bool:
+        """Whether short chunks give, to the last bit, what their tokens give one by one."""
+        ...
 
     def new_pool(self, limit: int | None = None) -> BlockPool:
         """Give a pool of blocks that fit this network."""

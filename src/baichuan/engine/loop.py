@@ -12,88 +12,20 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from torch import Tensor
 
 from baichuan.engine.cache import Chunk, DecoderModel, SequenceCache, blocks_for
 from baichuan.engine.detokenize import Decode, IncrementalDetokenizer, StopStrings
 from baichuan.engine.prefix import PrefixCache
-from baichuan.engine.sampling import Sampler, SamplingParams, TokenLogprobs
+from baichuan.engine.sampling import Sampler, SamplingParams
+from baichuan.engine.speculation import MOST, PromptLookup
+from baichuan.engine.steps import CacheUse, FinishReason, Step, Usage
 from baichuan.errors import UsageError
 from baichuan.kernels.paged import BLOCK
 
-FinishReason = Literal["eos", "stop", "length"]
-
 #: Prompt tokens per forward pass; bounds the memory of activations.
 PREFILL_CHUNK = 512
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a request has cost so far.
-
-    Attributes:
-        prompt_tokens: tokens of the prompt, of which `cached_tokens` were in the cache already.
-        completion_tokens: tokens generated.
-        prefill_seconds: from the start of the first pass to the first token.
-        decode_seconds: from the first token to the latest one.
-    """
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    prefill_seconds: float
-    decode_seconds: float
-
-    @property
-    def prefill_speed(self) -> float:
-        """Prompt tokens computed per second (cached ones do not count)."""
-        return (self.prompt_tokens - self.cached_tokens) / max(self.prefill_seconds, 1e-9)
-
-    @property
-    def decode_speed(self) -> float:
-        """Tokens per second after the first."""
-        return max(self.completion_tokens - 1, 0) / max(self.decode_seconds, 1e-9)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One token of one request.
-
-    Attributes:
-        request: number that `Engine.add` gave.
-        token: the token's id.
-        text: text that became certain with this token; the texts of all steps join to the answer.
-        finish_reason: None while the answer goes on; `"eos"`, `"stop"` (a stop string) or
-            `"length"` (max_tokens) on the last step.
-        usage: counts and times so far.
-        logprobs: if asked for.
-    """
-
-    request: int
-    token: int
-    text: str
-    finish_reason: FinishReason | None
-    usage: Usage
-    logprobs: TokenLogprobs | None = None
-
-
-@dataclass(frozen=True)
-class CacheUse:
-    """Positions of the engine's own caches, in whole blocks.
-
-    Attributes:
-        limit: most at a time, or None.
-        held: of running requests.
-        kept: of earlier requests, for reuse; given up when others need the room.
-        waiting: requests that wait for room.
-    """
-
-    limit: int | None
-    held: int
-    kept: int
-    waiting: int
 
 
 @dataclass
@@ -109,6 +41,8 @@ class _Sequence:
     sampler: Sampler
     detokenizer: IncrementalDetokenizer
     stops: StopStrings
+    lookup: PromptLookup | None
+    guess: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
     started: float | None = None
     first_token: float = 0.0
@@ -151,6 +85,7 @@ class Engine:
         *,
         prefill_chunk: int = PREFILL_CHUNK,
         cache_tokens: int | None = None,
+        speculate: bool | None = None,
     ) -> None:
         """Take a model to run.
 
@@ -161,6 +96,10 @@ class Engine:
             cache_tokens: most positions that caches may hold together. Requests wait until there
                 is room for their prompt and the longest answer that they allow; what is left is
                 used to keep beginnings of earlier requests. None: no bound, nothing is kept.
+            speculate: whether to guess tokens that the text suggests and check several in a pass.
+                None: where that changes nothing but the speed, which is where the model has
+                `exact_rows`; elsewhere rounding may decide differently between two equally likely
+                tokens.
 
         Raises:
             UsageError: one of the numbers is below 1.
@@ -173,6 +112,7 @@ class Engine:
         self._prefill_chunk = prefill_chunk
         self._pool = model.new_pool(None if cache_tokens is None else blocks_for(cache_tokens))
         self._prefixes = None if cache_tokens is None else PrefixCache(self._pool)
+        self._speculates = model.exact_rows if speculate is None else speculate
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}
         self.failed: dict[int, Exception] = {}
@@ -223,6 +163,7 @@ class Engine:
             sampler=Sampler(params, prompt),
             detokenizer=IncrementalDetokenizer(self._decode),
             stops=StopStrings(params.stop),
+            lookup=PromptLookup(prompt) if self._speculates else None,
         )
         if cache is None and self._pool.limit is not None:
             self._refuse_what_never_fits(sequence, self._pool.limit)
@@ -260,14 +201,13 @@ class Engine:
             if sequence.started is None:
                 sequence.started = now
         logits = self._model.forward_chunks(chunks)
-        steps = []
+        steps: list[Step] = []
         for sequence, rows in zip(sequences, logits, strict=True):
-            if len(rows):
-                try:
-                    steps.append(self._choose(sequence, rows[-1]))
-                except Exception as error:
-                    self.cancel(sequence.number)
-                    self.failed[sequence.number] = error
+            try:
+                steps += self._follow(sequence, rows)
+            except Exception as error:
+                self.cancel(sequence.number)
+                self.failed[sequence.number] = error
         return steps
 
     def generate(
@@ -351,10 +291,43 @@ class Engine:
                 budget -= len(part)
                 chunk = Chunk(part, sequence.cache, logits=int(len(part) == len(pending)))
             else:
-                chunk = Chunk(pending, sequence.cache)
+                sequence.guess = self._guess(sequence)
+                tokens = pending + sequence.guess
+                chunk = Chunk(tokens, sequence.cache, logits=len(tokens))
             sequences.append(sequence)
             chunks.append(chunk)
         return sequences, chunks
+
+    def _guess(self, sequence: _Sequence) -> list[int]:
+        """Guess the tokens behind the newest; the fewer, the more requests share the pass."""
+        if sequence.lookup is None:
+            return []
+        allowed = sequence.params.max_tokens - len(sequence.answer) - 1
+        return sequence.lookup.guess(min(allowed, (MOST + 1) // len(self._running) - 1))
+
+    def _follow(self, sequence: _Sequence, rows: Tensor) -> Iterator[Step]:
+        """Choose a token from each row of logits, as long as the pass has guessed the one before.
+
+        Args:
+            sequence: with its guess; it holds none afterwards.
+            rows: [0, vocabulary] while its prompt is unfinished, else [1 + guessed, vocabulary].
+        """
+        guess, sequence.guess = sequence.guess, []
+        right = 0
+        for row, guessed in zip(rows, [*guess, None], strict=False):
+            step = self._choose(sequence, row)
+            right += step.token == guessed
+            ended = step.finish_reason is not None
+            if ended or step.token != guessed:
+                # What stands behind the newest token was guessed in vain.
+                sequence.cache.truncate(len(sequence.prompt) + len(sequence.answer) - 1)
+            if ended:
+                self.cancel(sequence.number)
+            yield step
+            if ended or step.token != guessed:
+                break
+        if sequence.lookup is not None:
+            sequence.lookup.learn(len(guess), right)
 
     def _choose(self, sequence: _Sequence, logits: Tensor) -> Step:
         """Sample one token, turn it into text and see whether the answer ends with it."""
@@ -362,6 +335,8 @@ class Engine:
         if not sequence.answer and sequence.own_cache and self._prefixes is not None:
             self._prefixes.keep(sequence.cache)  # for those that come while this one is answered
         sequence.answer.append(token)
+        if sequence.lookup is not None:
+            sequence.lookup.extend([token])
         now = time.perf_counter()
         if len(sequence.answer) == 1:
             sequence.first_token = now
@@ -379,6 +354,4 @@ class Engine:
             more, met = sequence.stops.push(sequence.detokenizer.finish())
             text += more if met else more + sequence.stops.finish()
             reason = "stop" if met else reason
-        if reason is not None:
-            self.cancel(sequence.number)
         return Step(sequence.number, token, text, reason, sequence.usage(now), logprobs)

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from baichuan.engine.loop import Engine, Step
+from baichuan.engine.loop import Engine
 from baichuan.engine.sampling import SamplingParams
+from baichuan.engine.steps import Step
 from baichuan.errors import QueueFullError, StoppedError, UsageError
 
 #: Takes each step of a request and, should it fail, the error in place of any further step. Called

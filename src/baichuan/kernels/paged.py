@@ -52,7 +52,8 @@ class PagedCaches:
                 shape=list(self.shape),
                 block=BLOCK,
             )
-        for held, count in zip(slabs, counts, strict=True):
+        last = {id(held): (held, count) for held, count in zip(slabs, counts, strict=True)}
+        for held, count in last.values():
             if len(held) * BLOCK <= count:
                 raise UsageError(
                     "A cache of {blocks} blocks holds {count} positions and has no room for one "

@@ -13,8 +13,9 @@ from typing import Any, cast
 
 from baichuan.engine.cache import DecoderModel, SequenceCache
 from baichuan.engine.detokenize import Decode
-from baichuan.engine.loop import Engine, Step
+from baichuan.engine.loop import Engine
 from baichuan.engine.sampling import SamplingParams
+from baichuan.engine.steps import Step
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.prompt import Message, encode_chat, input_room
 from baichuan.model.tokenizer import BaichuanTokenizer

@@ -1,4 +1,4 @@
-"""One token of each sequence through all decoder layers, as one call of the native kernels.
+"""A few tokens of each sequence through all decoder layers, as one call of the native kernels.
 
 When decoding, a layer's work takes milliseconds, and what lies between its products (Python, torch,
 waking threads) takes as long as a tenth of them. So the calls of all layers are prepared first and
@@ -23,7 +23,7 @@ from baichuan.quant.linear import QuantizedLinear
 
 
 def applies(layers: Iterable[Any], x: Tensor, batch: object) -> bool:
-    """Say whether `decode` may run the layers: all plain and quantized, on a CPU, one token each.
+    """Say whether `decode` may run the layers: all plain and quantized, on a CPU, few tokens each.
 
     Args:
         layers: of layers.BaichuanDecoderLayer.
@@ -33,9 +33,21 @@ def applies(layers: Iterable[Any], x: Tensor, batch: object) -> bool:
     return (
         isinstance(batch, Batch)
         and len(batch.newest) == x.shape[1]
-        and x.device.type == "cpu"
-        and x.dtype in native.DTYPES
         and not torch.is_grad_enabled()
+        and is_exact(layers, x)
+    )
+
+
+def is_exact(layers: Iterable[Any], like: Tensor) -> bool:
+    """Say whether native code runs all of the layers' work, so that no row depends on another.
+
+    Args:
+        layers: of layers.BaichuanDecoderLayer.
+        like: of the dtype and on the device of the hidden states.
+    """
+    return (
+        like.device.type == "cpu"
+        and like.dtype in native.DTYPES
         and native.chosen() != native.TORCH
         and all(_plain(layer) for layer in layers)
     )
@@ -45,11 +57,11 @@ def decode(layers: Iterable[Any], x: Tensor, batch: Batch, angles: Angles | None
     """Run the layers; see `applies`.
 
     Args:
-        x: [1, sequences, hidden]; sequence i's cache is that of chunk i.
-        angles: of RoPE, each [sequences, head_dim / 2]; None under ALiBi.
+        x: [1, rows, hidden]; the rows are the batch's newest.
+        angles: of RoPE, each [rows, head_dim / 2]; None under ALiBi.
 
     Returns:
-        [1, sequences, hidden].
+        [1, rows, hidden].
     """
     calls: list[native.LinearCall | native.AttendCall] = []
     rows = x[0]
@@ -65,7 +77,7 @@ def _attention_block(
 ) -> Tensor:
     attention = layer.self_attn
     packed = linear_call(x, attention.W_pack.matrix, norm=_norm(layer.input_layernorm))
-    # [sequences, 3, heads, head_dim], as in BaichuanAttention.forward
+    # [rows, 3, heads, head_dim], as in BaichuanAttention.forward
     query, key, value = packed.result.view(len(x), 3, attention.heads, -1).unbind(1)
     mixed = attend_call(
         query,

@@ -25,6 +25,7 @@ from baichuan.model.pretrained import BaichuanPreTrainedModel
 from baichuan.model.quantization import QuantizeMixin
 from baichuan.model.rotary import rotary_angles
 from baichuan.model.segments import Segments, find_segments
+from baichuan.quant.linear import QuantizedLinear
 
 #: What transformers calls the cache, given and returned: `past_key_values` until 5.24 renamed it.
 CACHE_NAME = (
@@ -254,6 +255,12 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
     def new_cache(self) -> SequenceCache:
         """Give an empty cache for one sequence."""
         return SequenceCache(self.new_pool())
+
+    @property
+    def exact_rows(self) -> bool:
+        """Whether all products are the native kernels'; see `engine.cache.DecoderModel`."""
+        plain = isinstance(self.lm_head, QuantizedLinear)
+        return plain and decoding.is_exact(self.model.layers, self.model.norm.weight)
 
     @torch.inference_mode()
     def forward_chunks(self, chunks: Sequence[Chunk]) -> list[Tensor]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from baichuan.cli import answer
 from baichuan.cli.answer import finished_lines, print_answer
 from baichuan.cli.markdown import AnswerMarkdown
-from baichuan.engine.loop import Step, Usage
+from baichuan.engine.steps import Step, Usage
 
 WIDTH, HEIGHT = 40, 8
 

@@ -10,7 +10,7 @@ from tests.conftest import tiny_config
 import baichuan
 from baichuan.chat import Conversation
 from baichuan.cli.commands import Terminal, speed
-from baichuan.engine.loop import Usage
+from baichuan.engine.steps import Usage
 from baichuan.errors import BaichuanError, UsageError
 
 VOCABULARY = Path(__file__).parents[2] / "data" / "tokenizer" / "tokenizer.model"

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from baichuan.cli.interrupt import Interruptible
-from baichuan.engine.loop import Step, Usage
+from baichuan.engine.steps import Step, Usage
 
 STEP = Step(0, 5, "word", None, Usage(1, 0, 1, 1.0, 1.0))
 

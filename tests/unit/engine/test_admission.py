@@ -4,7 +4,8 @@ import pytest
 from tests.unit.engine.test_loop import PLAIN, TOKENIZER, model, prompt_of, run, tokens  # noqa: F401
 
 from baichuan.engine.cache import BLOCK
-from baichuan.engine.loop import CacheUse, Engine
+from baichuan.engine.loop import Engine
+from baichuan.engine.steps import CacheUse
 from baichuan.errors import UsageError
 
 

@@ -48,7 +48,7 @@ def steps(model, lengths, count=3):
 @pytest.mark.parametrize("positions", ["alibi", "rope"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_program_equals_the_layers(monkeypatch, bits, positions, dtype):
-    model, lengths = quantized(positions, bits, dtype), [5, 62, 64, 130]
+    model, lengths = quantized(positions, bits, dtype), [25, 62, 64, 130]
     runs = []
     real = decoding.decode
 
@@ -62,6 +62,19 @@ def test_the_program_equals_the_layers(monkeypatch, bits, positions, dtype):
     monkeypatch.setattr(decoding, "applies", lambda *_: False)
     assert torch.equal(whole, steps(model, lengths))
     assert torch.equal(whole[:, 2], steps(model, lengths[2:3]).new_tensor(alone(model, 2, lengths)))
+
+
+@needs_native
+@pytest.mark.parametrize("positions", ["alibi", "rope"])
+def test_tokens_together_are_those_one_by_one(positions):
+    model, tokens = quantized(positions, 4, torch.bfloat16), [3, 1, 4, 1, 5, 9, 2, 6]
+    assert model.exact_rows
+    (cache, other), (twin, twins_other) = filled(model, [60, 9]), filled(model, [60, 9])
+    together, beside = model.forward_chunks([Chunk(tokens, cache, logits=8), Chunk([7], other)])
+    apart = [model.forward_chunks([Chunk([token], twin)])[0] for token in tokens]
+    assert torch.equal(together, torch.cat(apart))
+    assert torch.equal(beside, model.forward_chunks([Chunk([7], twins_other)])[0])
+    assert cache.tokens == twin.tokens
 
 
 def alone(model, row, lengths):
@@ -81,7 +94,9 @@ def test_it_applies_where_nothing_else_wants_to_see_the_layers(monkeypatch):
     assert decoding.applies(layers, x, batch)
     assert not decoding.applies(layers, x, None)
     assert not decoding.applies(layers, x.half(), batch)
-    assert not decoding.applies(layers, x, Batch([Chunk([1, 2], model.new_cache())]))
+    assert not decoding.applies(
+        layers, x[:, :1].repeat(1, 17, 1), Batch([Chunk([1] * 17, model.new_cache())])
+    )
     with torch.enable_grad():
         assert not decoding.applies(layers, x, batch)
     monkeypatch.setenv("BAICHUAN_KERNELS", "torch")
