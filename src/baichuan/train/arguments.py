@@ -68,6 +68,9 @@ _NEEDLESS = {
 }
 #: The two lengths of 2023, which `cutoff_len` bounds together, with what they were by default.
 _LENGTHS = {"max_source_length": 512, "max_target_length": 512}
+#: The field's word for it; some versions of transformers warn of it, the others know no other.
+_NEW_WORD = "activation_checkpointing"
+_OLD_WORD = "gradient_checkpointing"
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 _Words = list[str]
@@ -175,7 +178,8 @@ def _todays(words: _Words) -> tuple[_Words, list[str]]:
     kept: _Words = []
     notices: list[str] = []
     lengths: dict[str, int] = {}
-    for name, values in _grouped(words):
+    for written, values in _grouped(words):
+        name = _checkpointing(written)
         if name in _RENAMED:
             notices.append(
                 translate("--{old} is called --{new} now.", old=name, new=_RENAMED[name])
@@ -198,6 +202,13 @@ def _todays(words: _Words) -> tuple[_Words, list[str]]:
             )
         )
     return kept, notices
+
+
+def _checkpointing(name: str) -> str:
+    """Give gradient checkpointing the name that this version of transformers wants."""
+    if not hasattr(TrainingArguments, _NEW_WORD):
+        return name
+    return name.replace(_OLD_WORD, _NEW_WORD) if name.startswith(_OLD_WORD) else name
 
 
 def _number(name: str, values: _Words) -> int:

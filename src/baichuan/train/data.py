@@ -135,13 +135,21 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 def _checked_rows(source: Source, stage: list[str], **_: object) -> Iterator[dict[str, Any]]:
+    empty = True
     for place, row in rows_of(source):
+        empty = False
         problem, example = "", Example()
         try:
             example = formats.read(row, source.layout, stage[0])
         except DataError as error:
             problem = f"{place}: {error}"
         yield {**asdict(example), "problem": problem}
+    if empty:
+        raise _no_rows(source)
+
+
+def _no_rows(source: Source) -> DataError:
+    return DataError("The data set {name!r} has no rows.", name=source.name)
 
 
 def _without_broken(
@@ -169,7 +177,7 @@ def _without_broken(
         whole = [number for number, problem in enumerate(rows["problem"]) if not problem]
         rows = rows.select(whole)
     if not len(rows):
-        raise DataError("The data set {name!r} has no rows.", name=source.name)
+        raise _no_rows(source)
     return rows.remove_columns("problem")
 
 

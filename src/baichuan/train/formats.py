@@ -127,10 +127,16 @@ class _Cells:
     def turns(self, usual: str) -> tuple[Sequence[Any], str]:
         """Give the turns of a conversation and the name of their column."""
         name = self._columns.get("messages", usual)
-        value = self._row.get(name)
-        if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-            raise DataError("{name!r} is {given!r:.60}; it must be a list.", name=name, given=value)
-        return value, name
+        turns = _list(self._row.get(name), name)
+        if not turns:
+            raise DataError("{name!r} is empty.", name=name)
+        return turns, name
+
+
+def _list(value: object, name: str) -> Sequence[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise DataError("{name!r} is {given!r:.60}; it must be a list.", name=name, given=value)
+    return value
 
 
 def _text(value: object, name: str, *, needed: bool = True) -> str:
@@ -159,7 +165,8 @@ def _read_alpaca(cells: _Cells, ranking: bool) -> Example:
     question = cells.text("prompt")
     if more := cells.text("query", needed=False):
         question = f"{question}\n{more}"
-    rounds = tuple(_pair(turn, number) for number, turn in enumerate(cells.get("history") or []))
+    history = _list(cells.get("history") or [], cells.named("history"))
+    rounds = tuple(_pair(turn, number) for number, turn in enumerate(history))
     system = cells.text("system", needed=False)
     if not ranking:
         return Example(system, (*rounds, (question, cells.text("response"))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -92,14 +93,14 @@ def _json_lines(path: Path, text: str) -> Iterator[Placed]:
 
 def _csv_rows(path: Path) -> Iterator[Placed]:
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.DictReader(_text(path).splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         for row in reader:
             yield _line(path, reader.line_num), row
     except csv.Error as error:
         raise DataError(
             "{place}: this is not CSV: {reason}.",
-            place=_line(path, reader.line_num),
+            place=_line(path, reader.reader.line_num),
             reason=error,
         ) from error
 

@@ -1,0 +1,165 @@
+"""What can be typed, today's names and those of 2023."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+
+from baichuan.errors import UsageError
+from baichuan.train.arguments import parse
+
+#: The original README's two commands, without the words that start them.
+README = shlex.split("""
+    --stage sft --model_name_or_path baichuan-inc/Baichuan-13B-Base --do_train
+    --dataset alpaca_gpt4_en,alpaca_gpt4_zh --output_dir path_to_your_sft_checkpoint
+    --overwrite_cache --per_device_train_batch_size 4 --per_device_eval_batch_size 4
+    --gradient_accumulation_steps 8 --preprocessing_num_workers 16 --lr_scheduler_type cosine
+    --logging_steps 10 --save_steps 100 --eval_steps 100 --learning_rate 5e-5 --max_grad_norm 0.5
+    --num_train_epochs 2.0 --dev_ratio 0.01 --evaluation_strategy steps --load_best_model_at_end
+    --plot_loss --fp16
+""")
+DATA = ["--dataset", "rows.json", "--output_dir", "out"]
+
+
+def test_the_readmes_full_command():
+    recipe = parse([*README, "--finetuning_type", "full"])
+    assert recipe.model.model_name_or_path == "baichuan-inc/Baichuan-13B-Base"
+    assert recipe.data.dataset == ["alpaca_gpt4_en", "alpaca_gpt4_zh"]
+    assert (recipe.data.val_size, recipe.data.preprocessing_num_workers) == (0.01, 16)
+    assert recipe.data.overwrite_cache
+    assert (recipe.method.stage, recipe.method.finetuning_type) == ("sft", "full")
+    assert recipe.method.plot_loss
+    training = recipe.training
+    assert training.do_train
+    assert training.fp16
+    assert (training.eval_strategy, training.eval_steps, training.save_steps) == ("steps", 100, 100)
+    assert (training.learning_rate, training.max_grad_norm) == (5e-5, 0.5)
+    assert (training.lr_scheduler_type, training.num_train_epochs) == ("cosine", 2.0)
+    assert recipe.notices == (
+        "--dev_ratio is called --val_size now.",
+        "--evaluation_strategy is called --eval_strategy now.",
+    )
+
+
+def test_the_readmes_lora_command():
+    words = [*README, "--finetuning_type", "lora", "--lora_rank", "8", "--lora_target", "W_pack"]
+    method = parse(words).method
+    assert (method.lora_rank, method.lora_target, method.lora_alpha) == (8, ["W_pack"], 16)
+
+
+def test_defaults():
+    recipe = parse(DATA)
+    assert recipe.training.report_to == []
+    assert recipe.training.do_train
+    assert recipe.notices == ()
+    assert not recipe.packs
+    assert parse([*DATA, "--stage", "pt"]).packs
+    assert not parse([*DATA, "--stage", "pt", "--packing", "false"]).packs
+
+
+@pytest.mark.parametrize(
+    ("words", "part", "name", "value"),
+    [
+        (["--quantization_bit", "4"], "model", "bits", 4),
+        (["--checkpoint_dir", "a"], "model", "adapter_name_or_path", "a"),
+        (["--prompt_template", "vanilla"], "data", "template", "vanilla"),
+        (["--max_source_length", "1024"], "data", "cutoff_len", 1536),
+        (["--max_source_length=9", "--max_target_length=99"], "data", "cutoff_len", 108),
+        (["--neat_packing"], "data", "packing", True),
+        (["--dpo_beta", "0.3"], "method", "pref_beta", 0.3),
+        (["--warmup_ratio", "0.1"], "training", "warmup_steps", 0.1),
+        (["--padding_side", "left"], "data", "cutoff_len", 2048),
+    ],
+)
+def test_names_of_2023_say_what_they_are_called_now(words, part, name, value):
+    recipe = parse([*DATA, *words])
+    assert getattr(getattr(recipe, part), name) == value
+    assert len(recipe.notices) == 1
+
+
+def test_what_launchers_add_needs_no_notice():
+    assert parse(["--local_rank=0", *DATA]).notices == ()
+
+
+def test_hyphens_and_bare_switches():
+    recipe = parse([*DATA, "--lora-rank", "4", "--use-dora", "--gradient_checkpointing"])
+    assert (recipe.method.lora_rank, recipe.method.use_dora) == (4, True)
+    assert recipe.training.gradient_checkpointing is True
+
+
+def test_blank_arguments_of_backslash_and_space_say_nothing():
+    assert parse(["--lora_rank", "4", " ", *DATA]).method.lora_rank == 4
+
+
+def test_a_recipe_file_and_what_wins_over_it(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "# 说明\nstage: sft\ndataset: [a.json, b.json]\noutput_dir: out\nlearning_rate: 1e-5\n"
+        "bf16: true\nlora_rank: 4\nval_size:\ndev_ratio: 0.1\n"
+        "lr_scheduler_kwargs: {num_cycles: 2}\n",
+        "utf-8",
+    )
+    recipe = parse([str(path), "--lora_rank", "16", "learning_rate=2e-5"])
+    assert recipe.data.dataset == ["a.json", "b.json"]
+    assert recipe.data.val_size == 0.1
+    assert recipe.method.lora_rank == 16
+    assert recipe.training.learning_rate == 2e-5
+    assert recipe.training.bf16
+    assert recipe.training.lr_scheduler_kwargs == {"num_cycles": 2}
+
+
+def test_a_recipe_may_be_json(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"dataset": "a.json,b.json", "output_dir": "out"}))
+    assert parse([str(path)]).data.dataset == ["a.json", "b.json"]
+
+
+@pytest.mark.parametrize(("content", "problem"), [("- a", "is no recipe"), ("a: [", "be read")])
+def test_files_that_are_no_recipe(tmp_path, content, problem):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=problem):
+        parse([str(path)])
+    with pytest.raises(UsageError, match="cannot be read"):
+        parse([str(tmp_path / "none.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--lerning_rate", "1"], "There is no flag --lerning_rate. Is --learning_rate meant?"),
+        (["--lora-rnk=1"], "There is no flag --lora_rnk. Is --lora_rank meant?"),
+        (["--zzz"], "There is no flag --zzz. `baichuan train --help`"),
+        (["--lora_rank", "1", "2"], "'2' is no flag and belongs to none"),
+        (["--learning_rate", "fast"], "--learning_rate.*invalid float value: 'fast'"),
+        (["--max_source_length", "long"], "max_source_length is long; it must be a whole number"),
+        (["--stage", "ppo"], "stage is 'ppo'; allowed is one of sft, pt, dpo"),
+        (["--template", "llama"], "template is 'llama'; allowed is one of baichuan, vanilla, def"),
+        (["--bits", "3"], "bits is 3; allowed is one of 8, 4"),
+        (["--bits", "4", "--finetuning_type", "full"], "--bits 4 freezes the weights"),
+        (["--cutoff_len", "3"], "cutoff_len is 3; allowed is 16 or more"),
+        (["--val_size", "1.5"], "val_size is 1.5; give a share below 1, or a whole number"),
+        (["--lora_dropout", "1"], "lora_dropout is 1.0; allowed is from 0 to below 1"),
+        (["--stage", "dpo", "--packing"], "--packing does not go with --stage dpo"),
+        (["--train_on_prompt", "--mask_history"], "--train_on_prompt goes neither"),
+        (["--eval_strategy", "steps"], "--eval_strategy steps needs something to evaluate on"),
+        (
+            shlex.split(
+                "--val_size 1 --eval_strategy steps --load_best_model_at_end --eval_steps 20 "
+                "--save_steps 30"
+            ),
+            "These flags do not go together: .*multiple of the evaluation steps",
+        ),
+        (["--lora_rank", "4", " "], "cut off behind '--lora_rank 4'.*Delete the space"),
+    ],
+)
+def test_mistakes_are_sentences(words, problem):
+    with pytest.raises(UsageError, match=problem):
+        parse([*DATA, *words])
+
+
+def test_without_data():
+    with pytest.raises(UsageError, match=r"No data: give --dataset.*registry .data.dataset_info"):
+        parse(["--output_dir", "out"])
