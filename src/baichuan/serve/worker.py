@@ -32,10 +32,10 @@ from baichuan.errors import (
     UsageError,
 )
 from baichuan.language import translate
+from baichuan.model.budget import bytes_per_token, tokens_that_fit
 from baichuan.model.network import BaichuanForCausalLM
 from baichuan.model.prompt import Message, encode_chat
 from baichuan.model.tokenizer import BaichuanTokenizer
-from baichuan.serve.budget import bytes_per_token, tokens_that_fit
 from baichuan.serve.grammar import JsonGrammars, token_bytes
 from baichuan.serve.protocol import (
     Call,

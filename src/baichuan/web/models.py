@@ -34,6 +34,9 @@ SETTINGS = (
 )
 #: Those of them that OpenAI's own protocol does not have; servers take them beside it.
 _BEYOND_OPENAI = ("top_k", "repetition_penalty")
+#: Full contexts that all caches may hold together, if memory has room: answers on their way, and
+#: earlier turns kept for the next.
+_CONTEXTS = 4
 
 
 class Piece(NamedTuple):
@@ -104,6 +107,7 @@ class LocalModel:
         from baichuan.checkpoint.load import load
         from baichuan.engine.loop import Engine
         from baichuan.engine.runner import Runner
+        from baichuan.model.budget import tokens_that_fit
 
         self.is_demo = options.model is None
         if self.is_demo:
@@ -120,7 +124,8 @@ class LocalModel:
         def decode(tokens: Any) -> str:
             return cast(str, tokenizer.decode(tokens, skip_special_tokens=True))
 
-        self._runner = Runner(Engine(cast(Any, model), decode))
+        room = tokens_that_fit(model, _CONTEXTS)
+        self._runner = Runner(Engine(cast(Any, model), decode, cache_tokens=room))
         _, params = model.chat_request(tokenizer, [{"role": "user", "content": ""}])
         self.defaults: Mapping[str, Any] = {name: getattr(params, name) for name in SETTINGS}
         self.name = f"{_short(options.model or 'demo')} · {_precision(model)}"

@@ -39,6 +39,15 @@ def test_the_system_text_and_earlier_turns_are_in_the_prompt(model):
     assert prompt_tokens(asked("hello", "hi", "hello")) > alone
 
 
+def test_the_next_turn_does_not_compute_the_earlier_ones_again(model):
+    text = "世界上第二高的山峰是哪座" * 12
+    *_, first = model.answer(asked(text), {"max_tokens": 8})
+    before = model._runner.stats().cached_tokens
+    *_, second = model.answer(asked(text, "乔戈里峰", "hello"), {"max_tokens": 8})
+    reused = model._runner.stats().cached_tokens - before
+    assert 0 < reused < first.prompt_tokens < second.prompt_tokens
+
+
 def test_cancel_ends_the_reply(model):
     reply = model.answer(asked("写一首诗"), {"max_tokens": 200})
     next(reply)

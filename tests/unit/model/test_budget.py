@@ -8,8 +8,8 @@ from tests.conftest import tiny_config
 import baichuan
 from baichuan.engine.cache import blocks_for
 from baichuan.kernels.paged import BLOCK
-from baichuan.serve import budget
-from baichuan.serve.budget import bytes_per_token, tokens_that_fit
+from baichuan.model import budget
+from baichuan.model.budget import bytes_per_token, tokens_that_fit
 
 
 @pytest.fixture(scope="module")
