@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,6 +16,7 @@ from baichuan.hub import local_directory
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaiChuanForCausalLM, BaichuanForCausalLM
 from baichuan.model.pretrained import read_config
+from baichuan.model.quantization import need_peft
 from baichuan.model.registration import register
 from baichuan.model.tokenizer import BaichuanTokenizer
 from baichuan.quant.plan import use_huge_pages
@@ -33,6 +34,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     bits: int | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     huge_pages: bool = False,
     progress: bool = False,
     **hub: Any,
@@ -49,6 +51,8 @@ def load(
             `"auto"` where there is an accelerator and `"cpu"` elsewhere.
         bits: 8 or 4 quantizes while loading; the original weights stay on the disk, mapped, so that
             memory holds little more than the result. A checkpoint quantized before needs no `bits`.
+        adapter: directory of a LoRA adapter: merged into float weights, beside quantized ones.
+            Without `name_or_path`, the model that it was trained on is loaded. Needs peft.
         huge_pages: copy quantized weights on a CPU into pages of 2 MB. Tokens then come faster; but
             loading takes seconds longer, and the weights are not shared with other processes.
         progress: show a bar while quantizing.
@@ -65,6 +69,8 @@ def load(
     if bits is not None:
         Scheme.of_bits(bits)  # refused before anything is fetched or read
     device = _device(device)
+    if adapter is not None and name_or_path is None:
+        name_or_path = base_of_adapter(Path(adapter))
     given = None if dtype is None else _dtype(dtype)
     directory = local_directory(DEMO if name_or_path is None else name_or_path, **hub)
     config = read_config(directory)
@@ -73,21 +79,59 @@ def load(
     tokenizer = BaichuanTokenizer.from_pretrained(directory)
     # Saved again, a 7B then keeps the name by which other programs know one.
     network = BaiChuanForCausalLM if config.position_embedding == "rope" else BaichuanForCausalLM
-    if bits is None or _quantized(config, bits):
-        model = network.from_pretrained(directory, config=config, dtype=given, device_map=device)
-        if huge_pages:
-            use_huge_pages(model)
-        return model, tokenizer
-    # As they lie in the file, so that nothing is copied before it is quantized.
-    model = network.from_pretrained(directory, config=config, dtype="auto")
-    if not _quantized(model.config, bits):  # what the original quantized shows by its tensors alone
-        model.quantize(bits, progress=progress)
-    if isinstance(given, torch.dtype):
-        model.to(given)
-    model.to(_first(device))
+    model = _network(network, directory, config, given, device, bits, progress)
+    if adapter is not None:
+        need_peft()
+        from baichuan.model.adapters import load_for_inference
+
+        model = load_for_inference(model, Path(adapter))
     if huge_pages:
         use_huge_pages(model)
     return model, tokenizer
+
+
+def _network(
+    network: type[BaichuanForCausalLM],
+    directory: Path,
+    config: BaichuanConfig,
+    dtype: str | torch.dtype,
+    device: str,
+    bits: int | None,
+    progress: bool,
+) -> BaichuanForCausalLM:
+    """Load the weights, and quantize them if they are not and shall be."""
+    if bits is None or _quantized(config, bits):
+        loaded = network.from_pretrained(directory, config=config, dtype=dtype, device_map=device)
+        return cast(BaichuanForCausalLM, loaded)
+    # As they lie in the file, so that nothing is copied before it is quantized.
+    model = cast(
+        BaichuanForCausalLM, network.from_pretrained(directory, config=config, dtype="auto")
+    )
+    if not _quantized(model.config, bits):  # what the original quantized shows by its tensors alone
+        model.quantize(bits, progress=progress)
+    if isinstance(dtype, torch.dtype):
+        model.to(dtype)
+    return cast(BaichuanForCausalLM, model.to(_first(device)))
+
+
+def base_of_adapter(directory: Path) -> str:
+    """Name the model that an adapter was trained on.
+
+    Raises:
+        UsageError: peft is not installed, or the adapter does not say.
+        CheckpointError: the directory holds no adapter.
+    """
+    need_peft()
+    from baichuan.model.adapters import read_adapter_config
+
+    base = read_adapter_config(directory).base_model_name_or_path
+    if not base:
+        raise UsageError(
+            "The adapter in {directory} does not say on which model it was trained; name the "
+            "model, too.",
+            directory=directory,
+        )
+    return str(base)
 
 
 def _quantized(config: BaichuanConfig, bits: int) -> bool:

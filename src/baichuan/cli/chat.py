@@ -32,7 +32,7 @@ def run_chat(name: str | None, *, system: str | None, **where: Any) -> None:
     notes = console if console.is_terminal else Console(stderr=True, highlight=False)
     terminal = Terminal(Conversation(model, tokenizer, system), console, notes)
     if sys.stdin.isatty():
-        _greet(notes, name)
+        _greet(notes, name or where.get("adapter"))
         _talk(terminal, notes)
     else:
         for line in piped_messages():
@@ -43,8 +43,8 @@ def run_chat(name: str | None, *, system: str | None, **where: Any) -> None:
                 return
 
 
-def _greet(notes: Console, name: str | None) -> None:
-    shown = translate("demo model") if name is None else name
+def _greet(notes: Console, name: object) -> None:
+    shown = translate("demo model") if name is None else str(name)
     notes.print(Text(shown, style="bold"), Text("· /help 帮助 · Ctrl+D 退出 exit", style="dim"))
     if name is None:
         notes.print(

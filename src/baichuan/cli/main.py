@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from baichuan.cli import eval as evaluation
-from baichuan.cli.options import Bits, Device, Dtype, HugePages, Model, Seed, System
+from baichuan.cli.options import Adapter, Bits, Device, Dtype, HugePages, Model, Seed, System
 from baichuan.errors import BaichuanError
 from baichuan.language import translate
 from baichuan.version import __version__
@@ -56,6 +56,7 @@ def _options(
 def chat(
     model: Model = None,
     system: System = None,
+    adapter: Adapter = None,
     bits: Bits = None,
     huge_pages: HugePages = False,
     dtype: Dtype = None,
@@ -64,8 +65,7 @@ def chat(
     """Run `baichuan chat`."""
     from baichuan.cli.chat import run_chat
 
-    where = {"bits": bits, "huge_pages": huge_pages, "dtype": dtype, "device": device}
-    run_chat(model, system=system, **where)
+    run_chat(model, system=system, **_where(adapter, bits, huge_pages, dtype, device))
 
 
 @app.command(
@@ -100,6 +100,7 @@ def generate(
         typer.Option(help=translate("End before this text; may be given several times.")),
     ] = None,
     seed: Seed = None,
+    adapter: Adapter = None,
     bits: Bits = None,
     huge_pages: HugePages = False,
     dtype: Dtype = None,
@@ -118,7 +119,7 @@ def generate(
         "seed": seed,
     }
     settings = {name: value for name, value in given.items() if value is not None}
-    where = {"bits": bits, "huge_pages": huge_pages, "dtype": dtype, "device": device}
+    where = _where(adapter, bits, huge_pages, dtype, device)
     run_generate(model, prompt, system, raw, settings, **where)
 
 
@@ -145,6 +146,29 @@ def quantize(
     from baichuan.cli.quantize import run_quantize
 
     run_quantize(source, target, bits, group_size)
+
+
+@app.command(
+    help=translate(
+        "Write a copy of a checkpoint with a LoRA adapter merged into it, in little memory.\n\n"
+        "A quantized checkpoint is rounded anew. Stopped or killed, it goes on where it was when "
+        "the same command is given again."
+    )
+)
+def merge(
+    adapter: Annotated[Path, typer.Argument(help=translate("Directory of a LoRA adapter."))],
+    target: Annotated[Path, typer.Argument(help=translate("Directory to make."))],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=translate("Directory or hub name; by default what the adapter was trained on.")
+        ),
+    ] = None,
+) -> None:
+    """Run `baichuan merge`."""
+    from baichuan.cli.merge import run_merge
+
+    run_merge(adapter, target, model)
 
 
 @app.command(
@@ -197,6 +221,7 @@ def serve(
         typer.Option(help=translate("Web page that may call (CORS); may be given several times.")),
     ] = None,
     engine: Annotated[str, typer.Option(help=translate("What computes the answers."))] = "baichuan",
+    adapter: Adapter = None,
     bits: Bits = None,
     huge_pages: HugePages = False,
     dtype: Dtype = None,
@@ -221,7 +246,7 @@ def serve(
             "max_body": max_body,
             "timeout": timeout,
         },
-        where={"bits": bits, "huge_pages": huge_pages, "dtype": dtype, "device": device},
+        where=_where(adapter, bits, huge_pages, dtype, device),
     )
 
 
@@ -331,6 +356,14 @@ def info(model: Model = None) -> None:
     from baichuan.cli.info import run_info
 
     run_info(model)
+
+
+def _where(
+    adapter: Path | None, bits: int | None, huge_pages: bool, dtype: str | None, device: str | None
+) -> dict[str, Any]:
+    """Give arguments of `baichuan.load`."""
+    given = {"adapter": adapter, "bits": bits, "dtype": dtype, "device": device}
+    return {**given, "huge_pages": huge_pages}
 
 
 app.add_typer(evaluation.app, name="eval")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,4 +42,13 @@ HugePages = Annotated[
 #: torch's generators take 64 bits.
 Seed = Annotated[
     int | None, typer.Option(help=translate("Makes sampling repeatable."), min=0, max=2**63 - 1)
+]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        help=translate(
+            "Directory of a LoRA adapter; without a model, the one that it was trained on is used."
+        ),
+        show_default=False,
+    ),
 ]

@@ -105,13 +105,16 @@ def read_adapter_config(directory: Path) -> PeftConfig:
         ) from error
 
 
-def attach_adapter(model: Any, directory: Path, *, trainable: bool = False) -> PeftModel:
+def attach_adapter(
+    model: Any, directory: Path, *, trainable: bool = False, low_memory: bool = False
+) -> PeftModel:
     """Put an adapter from a directory beside a network's layers, in place.
 
     Args:
         model: BaichuanForCausalLM, quantized or not.
         directory: with adapter_config.json and adapter_model.safetensors.
         trainable: whether its weights shall be trained further.
+        low_memory: leave a network on the meta device there.
 
     Returns:
         peft's model around the network.
@@ -119,10 +122,16 @@ def attach_adapter(model: Any, directory: Path, *, trainable: bool = False) -> P
     Raises:
         CheckpointError: the directory holds no adapter, or one of another network.
     """
-    config = with_quantized(read_adapter_config(directory))
+    config = read_adapter_config(directory)
+    if any(isinstance(module, (QuantizedLinear, OriginalLinear)) for module in model.modules()):
+        config = with_quantized(config)
     try:
         return PeftModel.from_pretrained(
-            model, str(directory), config=config, is_trainable=trainable
+            model,
+            str(directory),
+            config=config,
+            is_trainable=trainable,
+            low_cpu_mem_usage=low_memory,
         )
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(

@@ -156,7 +156,7 @@ class QuantizeMixin:
         Raises:
             UsageError: peft is not installed, or the adapter cannot stand beside quantized layers.
         """
-        _need_peft()
+        need_peft()
         from baichuan.model.adapters import with_quantized
 
         return super().add_adapter(with_quantized(adapter_config), *given, **named)  # type: ignore[misc]  # PreTrainedModel's
@@ -166,7 +166,7 @@ class QuantizeMixin:
 
         A directory without adapter_config.json is a CheckpointError.
         """
-        _need_peft()
+        need_peft()
         if peft_model_id is not None and Path(peft_model_id).is_dir() and len(given) < 2:
             from baichuan.model.adapters import read_adapter_config, with_quantized
 
@@ -183,7 +183,8 @@ class QuantizeMixin:
         return self.to(torch.float32)
 
 
-def _need_peft() -> None:
+def need_peft() -> None:
+    """Raise UsageError if peft is not installed."""
     if find_spec("peft") is None:
         raise UsageError(
             "Adapters (LoRA) need the package peft, which is not installed: pip install peft"

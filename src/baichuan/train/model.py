@@ -58,6 +58,20 @@ def prepare(recipe: Recipe, directory: Path) -> Any:
     return _with_float32(network, recipe.training)
 
 
+def reference(recipe: Recipe, directory: Path) -> Any:
+    """Give the network that DPO compares with, or None: beside an adapter, that is the base.
+
+    Raises what `prepare` does.
+    """
+    if recipe.method.finetuning_type == "lora":
+        return None
+    network = _load(recipe, directory)
+    adapter = recipe.model.adapter_name_or_path
+    if adapter is not None:
+        network = attach_adapter(network, Path(adapter)).merge_and_unload()
+    return network.requires_grad_(False).eval()
+
+
 def compute_dtype(training: TrainingArguments) -> torch.dtype:
     """Give the dtype of products: bfloat16 or float16 if asked for, else float32."""
     if training.bf16:
@@ -83,11 +97,23 @@ def _load(recipe: Recipe, directory: Path) -> Any:
         )
     asked = recipe.model.dtype
     dtype = compute_dtype(recipe.training) if asked is None else getattr(torch, asked)
-    if bits is not None:
-        return load(directory, bits=bits, dtype=dtype, device="cpu")[0]
+    if quantized:
+        network = load(directory, bits=bits, dtype=dtype, device="cpu")[0]
+        if recipe.method.stage == "dpo":
+            _restore_head(network)
+        return network
     if method == "full" and not recipe.training.deepspeed:
         dtype = torch.float32  # all of it learns: spare the copy in 16 bits
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+
+
+def _restore_head(network: Any) -> None:
+    """Multiply out a quantized head: trl takes the head's weight itself."""
+    head = network.lm_head
+    if not isinstance(head, nn.Linear):
+        plain = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(head.dequantize(network.dtype), requires_grad=False)
+        network.lm_head = plain
 
 
 def _lora(recipe: Recipe, network: nn.Module) -> LoraConfig:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,7 +18,7 @@ from baichuan.language import translate
 from baichuan.model.tokenizer import BaichuanTokenizer
 from baichuan.train import data, resume
 from baichuan.train.curve import require_picture, write_curve
-from baichuan.train.model import compute_dtype, prepare
+from baichuan.train.model import compute_dtype, prepare, reference
 from baichuan.train.progress import Progress
 from baichuan.train.recipe import Recipe
 from baichuan.train.trainer import FineTuner
@@ -52,7 +51,7 @@ def run(recipe: Recipe) -> None:
     for notice in splits.notices:
         say(notice)
     set_seed(training.seed)  # an adapter begins with random numbers
-    trainer = make_trainer(recipe, prepare(recipe, directory), tokenizer, splits)
+    trainer = make_trainer(recipe, directory, tokenizer, splits)
     say(_size(trainer))
     if training.do_train:
         if training.should_save:
@@ -75,18 +74,23 @@ def for_this_machine(recipe: Recipe) -> Recipe:
 
 
 def make_trainer(
-    recipe: Recipe, model: Any, tokenizer: BaichuanTokenizer, splits: data.Splits
+    recipe: Recipe, directory: Path, tokenizer: BaichuanTokenizer, splits: data.Splits
 ) -> Trainer:
-    """Put model and rows into the Trainer of the stage."""
-    training = recipe.training
+    """Put a checkpoint's network and the rows into the Trainer of the stage."""
+    training, model = recipe.training, prepare(recipe, directory)
     training.logging_nan_inf_filter = False  # such a loss is an error here
     training.remove_unused_columns = False
     rows = {"train_dataset": splits.train, "eval_dataset": splits.evaluation}
     if recipe.method.stage == "dpo":
         from baichuan.train.preference import PreferenceTuner, preference_arguments
 
-        arguments = preference_arguments(training, recipe.method)
-        trainer = PreferenceTuner(model, args=arguments, processing_class=tokenizer, **rows)
+        trainer = PreferenceTuner(
+            model,
+            reference(recipe, directory),
+            preference_arguments(training, recipe.method),
+            processing_class=tokenizer,
+            **rows,
+        )
     else:
         trainer = FineTuner(
             model,

@@ -56,13 +56,6 @@ class Careful:
             raise self._diverged()
         return loss
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *given: Any, **named: Any
-    ) -> Any:
-        """Compute the loss as the Trainer does; no keys and values are kept for a next token."""
-        inputs = {"use_cache": False, **inputs}
-        return super().compute_loss(model, inputs, *given, **named)  # type: ignore[misc]
-
     def log(self, logs: dict[str, float], *given: Any) -> None:
         """Record figures as the Trainer does; to those of a training step, add tokens a second."""
         if "loss" in logs and self._tokens:
@@ -152,6 +145,13 @@ class Careful:
 
 class FineTuner(Careful, Trainer):  # type: ignore[misc]  # untyped base
     """Trains on tokens and labels: stages pt and sft."""
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *given: Any, **named: Any
+    ) -> Any:
+        """Compute the loss as the Trainer does, but neither whole logits nor a cache."""
+        inputs = {"use_cache": False, "skip_logits": True, **inputs}
+        return super().compute_loss(model, inputs, *given, **named)  # type: ignore[misc]
 
 
 def _real_tokens(inputs: dict[str, Any]) -> int:

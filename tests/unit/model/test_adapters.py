@@ -81,7 +81,7 @@ def test_transformers_own_ways_work(kind, adapted):
 
 @pytest.mark.parametrize("kind", [(4, "blocks"), (8, "blocks"), (8, "original")], indirect=True)
 def test_merging_into_quantized_weights_rounds_them_anew(kind, adapted):
-    model, directory = adapted
+    _, directory = adapted
     base = network(*kind)
     wanted = {
         name: module.get_base_layer().dequantize() + module.get_delta_weight("default")
