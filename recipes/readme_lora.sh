@@ -1,0 +1,26 @@
+CUDA_VISIBLE_DEVICES=0 python src/train_bash.py \
+    --stage sft \
+    --model_name_or_path baichuan-inc/Baichuan-13B-Base \
+    --do_train \
+    --dataset alpaca_gpt4_en,alpaca_gpt4_zh \
+    --finetuning_type lora \
+    --lora_rank 8 \ 
+    --lora_target W_pack \
+    --output_dir path_to_your_sft_checkpoint \
+    --overwrite_cache \
+    --per_device_train_batch_size 4 \ 
+    --per_device_eval_batch_size 4 \ 
+    --gradient_accumulation_steps 8 \ 
+    --preprocessing_num_workers 16 \
+    --lr_scheduler_type cosine \
+    --logging_steps 10 \
+    --save_steps 100 \
+    --eval_steps 100 \
+    --learning_rate 5e-5 \
+    --max_grad_norm 0.5 \
+    --num_train_epochs 2.0 \
+    --dev_ratio 0.01 \
+    --evaluation_strategy steps \
+    --load_best_model_at_end \
+    --plot_loss \
+    --fp16
