@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import baichuan
 from baichuan.checkpoint.load import load
+from baichuan.cli.merge import run_merge
 from baichuan.errors import CheckpointError, TrainingError, UsageError
 
 pytest.importorskip("datasets")
@@ -95,6 +96,18 @@ def test_lora_gives_an_adapter_that_peft_and_load_read(command, small, tmp_path,
         with torch.no_grad():
             torch.testing.assert_close(ours, theirs.eval()(ids).logits, atol=1e-4, rtol=1e-4)
     assert isinstance(model, baichuan.BaichuanForCausalLM)
+
+
+def test_the_adapter_merges_into_a_checkpoint_that_answers_the_same(command, tmp_path, capsys):
+    train(command)
+    adapter, target = tmp_path / "out", tmp_path / "merged"
+    run_merge(adapter, target, None)  # into what it was trained on
+    assert capsys.readouterr().out.startswith(f"{target}: ")
+    beside, tokenizer = load(adapter=adapter)
+    merged, _ = load(target)
+    ids = torch.tensor([tokenizer.encode("How much is 3 and 3?")])
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, beside(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_one_step_of_lora_on_w_pack_is_what_the_formulas_say(command, small, tmp_path):

@@ -6,6 +6,9 @@ it of quantized ones. Knows no training and no checkpoint of a whole network. Ne
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,6 +108,14 @@ def read_adapter_config(directory: Path) -> PeftConfig:
         ) from error
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Keep a warning from the user: peft asks transformers by a name that it will give up."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
+
+
 def attach_adapter(
     model: Any, directory: Path, *, trainable: bool = False, low_memory: bool = False
 ) -> PeftModel:
@@ -126,13 +137,14 @@ def attach_adapter(
     if any(isinstance(module, (QuantizedLinear, OriginalLinear)) for module in model.modules()):
         config = with_quantized(config)
     try:
-        return PeftModel.from_pretrained(
-            model,
-            str(directory),
-            config=config,
-            is_trainable=trainable,
-            low_cpu_mem_usage=low_memory,
-        )
+        with quiet_peft():
+            return PeftModel.from_pretrained(
+                model,
+                str(directory),
+                config=config,
+                is_trainable=trainable,
+                low_cpu_mem_usage=low_memory,
+            )
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(
             "The adapter in {directory} does not fit the model: {reason}. It was trained on "

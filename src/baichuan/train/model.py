@@ -20,7 +20,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from baichuan.checkpoint.load import load
 from baichuan.errors import UsageError
 from baichuan.language import translate
-from baichuan.model.adapters import attach_adapter, with_quantized
+from baichuan.model.adapters import attach_adapter, quiet_peft, with_quantized
 from baichuan.model.pretrained import read_config
 from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.original import OriginalLinear
@@ -50,7 +50,8 @@ def prepare(recipe: Recipe, directory: Path) -> Any:
     if recipe.method.finetuning_type == "lora":
         if adapter is not None:
             return attach_adapter(network, Path(adapter), trainable=True)
-        return get_peft_model(network, _lora(recipe, network))
+        with quiet_peft():
+            return get_peft_model(network, _lora(recipe, network))
     if adapter is not None:
         network = attach_adapter(network, Path(adapter)).merge_and_unload()
     if recipe.method.finetuning_type == "freeze":

@@ -31,7 +31,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # untyped base
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move on by a step."""
         if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n if self._bar.n else 1)
+            self._bar.update()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Show the figures of a record."""
