@@ -98,7 +98,7 @@ def _benchmark(name: str) -> Callable[..., None]:
         ] = 0,
         batch_tokens: Annotated[
             int, typer.Option(min=1, help=translate("Tokens computed side by side."))
-        ] = 2048,
+        ] = 1024,
         transformers: Annotated[
             bool,
             typer.Option(

@@ -58,7 +58,7 @@ class Asked:
     bos: bool | None = None
     max_length: int = 2048
     seed: int = 0
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     transformers: bool = False
     server: str | None = None
     api_key: str | None = None

@@ -152,8 +152,16 @@ class BaichuanAttention(nn.Module):
             self._attend_chunk(query[:, :, asked], chunk.cache, last - first, out[:, :, asked])
         for cache, places in batch.branches:
             spans = [batch.spans[place] for place in places]
-            counts = [batch.chunks[place].logits for place in places] if only_wanted else None
-            self._attend_branches(query, key, value, cache, spans, counts, out)
+            counts = [
+                batch.chunks[place].logits if only_wanted else last - first
+                for place, (first, last) in zip(places, spans, strict=True)
+            ]
+            found = self._attend_branches(query, key, value, cache, spans, counts)
+            if found.shape[2] == out.shape[2]:
+                return found
+            ends = zip(spans, counts, strict=True)
+            rows = [row for (_, last), count in ends for row in range(last - count, last)]
+            out[:, :, rows] = found
         return out
 
     def _attend_branches(
@@ -163,19 +171,12 @@ class BaichuanAttention(nn.Module):
         value: Tensor,
         cache: SequenceCache,
         spans: list[tuple[int, int]],
-        counts: list[int] | None,
-        out: Tensor,
-    ) -> None:
-        """Write to `out` what chunks get that go on behind one cache; `counts`: their last rows."""
+        counts: list[int],
+    ) -> Tensor:
+        """Attend from chunks that go on behind one cache; see `attend_branches`."""
         slopes = self._slopes(query)
         past = cache.gather(self.layer, query, 0, room=room_for_branches(slopes))
-        counts = counts or [last - first for first, last in spans]
-        rows = [
-            row
-            for (_, last), count in zip(spans, counts, strict=True)
-            for row in range(last - count, last)
-        ]
-        out[:, :, rows] = attend_branches(query, key, value, *past, spans, counts, slopes=slopes)
+        return attend_branches(query, key, value, *past, spans, counts, slopes=slopes)
 
     def _attend_chunk(self, query: Tensor, cache: SequenceCache, new: int, out: Tensor) -> None:
         """Write to `out` what the last of `new` positions get, whose keys are appended already."""
