@@ -1,216 +1,392 @@
 """Shows that `baichuan eval` predicts what one prompt at a time predicts, and how much sooner.
 
-    python benchmarks/evaluation.py cmmlu FOLDER [--subjects a,b]        the demo model
-    python benchmarks/evaluation.py mmlu FOLDER --smollm FILE.gguf DIR   SmolLM2-135M: see smollm.py
+    python benchmarks/evaluation.py demo CMMLU WORK                  the demo model, whole CMMLU
+    python benchmarks/evaluation.py lm-eval CMMLU WORK --python PYTHON        against lm-eval
+    python benchmarks/evaluation.py smollm MMLU WORK --gguf FILE     SmolLM2-135M, whole MMLU
 
-The other side is written out here: transformers' own forward, no batch, the four letters' logits
-of the last position. The demo model gets each prompt whole; SmolLM2, which transformers loads from
-its GGUF as its own LLaMA class, keeps the cache of the examples of a subject, as 14,042 whole
-prompts would take two cores a working day. Nothing of `baichuan.evaluate.scorers` is used there.
+CMMLU and MMLU are the data sets' folders; WORK keeps what is done, a subject or a batch at a time,
+so both may be ended (`--seconds`, kill -9) and started again until they say that they are through.
 
-Writes results/evaluation_NAME.json: both accuracies, in how many questions they agree, how near to
-a tie each other one is, and the seconds of both sides, tokenizing included. With SmolLM2 also the
-accuracies of int8 and int4. Run it on a machine that rests.
+The other side is workers/one_by_one.py: transformers, a prompt at a time, sharing nothing with
+`baichuan.evaluate` but the prompts' text, both in float32.
+
+- demo: each prompt goes through the network whole. It is loaded by transformers' Auto classes, gets
+  `logits_to_keep=1`, so that only the last position's logits are computed, and both sides
+  are timed in turn, subject by subject: ours from the rows of the data set to the scores, theirs
+  from finished texts to the scores, tokenizing included on both sides.
+- lm-eval: the demo model and some subjects in lm-evaluation-harness, in turn with ours; PYTHON is
+  the interpreter of an environment that has `lm_eval` and this package. The harness asks in its own
+  words, and may use any batch size of those measured: the faster one counts.
+- smollm: a trained network that is not ours, on transformers' own LlamaForCausalLM, read from
+  the GGUF; ours is that file converted by smollm.py. The other side keeps the examples of a subject
+  in transformers' cache, for 14,042 whole prompts would take a day; so there are no times.
+  int8 and int4 of the same network follow. WORK/float32.json, int8.json and int4.json are results
+  as `baichuan eval compare` takes them.
+
+Writes results/evaluation_demo.json, evaluation_lm_eval.json and evaluation_smollm.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import machine
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from workers.one_by_one import OneByOne, load
 
 import baichuan
 from baichuan.checkpoint.load import DEMO
 from baichuan.evaluate.data import LETTERS, Data, read_data
-from baichuan.evaluate.prompts import Prompt, PromptMaker, Scheme, scheme_of
-from baichuan.evaluate.results import Answer
+from baichuan.evaluate.prompts import PromptMaker, Scheme, scheme_of
+from baichuan.evaluate.results import Answer, Result, Settings, read_result
+from baichuan.evaluate.run import evaluate
 from baichuan.evaluate.score import Tally, macro, micro, paired, pick
-from baichuan.evaluate.scorers import BaichuanScorer, letter_ids
+from baichuan.evaluate.scorers import BaichuanScorer, Encoder
 from baichuan.evaluate.subjects import BENCHMARKS
+from baichuan.model.network import BaiChuanForCausalLM
 
-Scores = list[tuple[float, ...]]
+#: Subject to the four scores of each of its questions.
+Scores = dict[str, list[list[float]]]
 
-
-class OneByOne:
-    """A model of transformers, a prompt at a time."""
-
-    def __init__(self, model: Any, tokenizer: Any, scheme: Scheme, keep_examples: bool) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._letters = letter_ids(tokenizer, scheme.letter)
-        self._keep_examples = keep_examples
-
-    @torch.inference_mode()
-    def scores(self, prompts: Sequence[Prompt]) -> Scores:
-        """Score the prompts of a subject in their order."""
-        rows = [self._tokenizer.encode(prompt.content) for prompt in prompts]
-        known: dict[object, tuple[list[int], Any]] = {}
-        found = []
-        for prompt, ids in zip(prompts, rows, strict=True):
-            cache, held = None, 0
-            if self._keep_examples:
-                if prompt.beginning not in known:
-                    known[prompt.beginning] = self._examples(prompt, prompts, rows)
-                beginning, kept = known[prompt.beginning]
-                assert ids[: len(beginning)] == beginning
-                cache, held = copy.deepcopy(kept), len(beginning)
-            rest = torch.tensor([ids[held:]])
-            logits = self._model(rest, past_key_values=cache, logits_to_keep=1).logits[0, -1]
-            found.append(tuple(logits[self._letters].float().tolist()))
-        return found
-
-    def _examples(
-        self, prompt: Prompt, prompts: Sequence[Prompt], rows: Sequence[list[int]]
-    ) -> tuple[list[int], Any]:
-        """Compute what all prompts with the same examples begin with, but for a last token."""
-        alike = [
-            ids
-            for other, ids in zip(prompts, rows, strict=True)
-            if other.beginning == prompt.beginning
-        ]
-        count = 0
-        while count < min(map(len, alike)) - 1 and len({ids[count] for ids in alike}) == 1:
-            count += 1
-        beginning = alike[0][:count]
-        if not count:
-            return [], None
-        return beginning, self._model(torch.tensor([beginning]), use_cache=True).past_key_values
+_WORKER = Path(__file__).parent / "workers" / "one_by_one.py"
+_LM_EVAL = _WORKER.with_name("lm_eval_cmmlu.py")
+#: Few, since the harness needs minutes for them; of different lengths.
+_SUBJECTS = ("agronomy", "chinese_foreign_policy", "college_law", "virology")
+_BATCH_SIZES = (1, 8)
 
 
-def together(scorer: BaichuanScorer, prompts: Sequence[Prompt]) -> Scores:
-    """Score the prompts of a subject as `baichuan eval` does."""
-    found: dict[int, tuple[float, ...]] = {}
-    for batch in scorer.scores(prompts, ()):
-        found |= batch
-    return [found[index] for index in range(len(prompts))]
-
-
-def timed(
-    data: Data, maker: PromptMaker, score: Callable[[list[Prompt]], Scores]
-) -> tuple[dict[str, list[Answer]], dict[str, Scores], float]:
-    """Score all subjects; give predictions, scores and seconds."""
-    answers, scores = {}, {}
-    started = time.perf_counter()
-    for subject, rows in data.questions.items():
-        prompts = [maker.prompt(row, data.shots[subject]) for row in rows]
-        scores[subject] = score(prompts)
-        pairs = zip(prompts, scores[subject], strict=True)
-        answers[subject] = [Answer.of(prompt, four) for prompt, four in pairs]
-    return answers, scores, time.perf_counter() - started
-
-
-def accuracy(answers: dict[str, list[Answer]], scheme: Scheme) -> float:
-    """Average as the scheme does."""
-    tallies = [Tally(sum(a.right for a in rows), len(rows)) for rows in answers.values()]
-    return (micro if scheme.average == "micro" else macro)(tallies).value
-
-
-def disagreements(ours: dict[str, Scores], theirs: dict[str, Scores]) -> list[dict[str, Any]]:
-    """List the questions of different predictions, with how far the other side was from ours."""
-    found = []
-    for subject in ours:
-        for number, (a, b) in enumerate(zip(ours[subject], theirs[subject], strict=True)):
-            first, second = pick(a), pick(b)
-            if first != second:
-                letters = [LETTERS[first], LETTERS[second]]
-                margins = [a[first] - a[second], b[second] - b[first]]
-                found.append(
-                    {"subject": subject, "row": number, "letters": letters, "margins": margins}
-                )
-    return found
-
-
-def figures(benchmark: str, folder: str, subjects: list[str], smollm: list[str] | None) -> Any:
-    """Measure both sides."""
-    scheme = scheme_of(benchmark, "official")
-    data = read_data(BENCHMARKS[benchmark], folder, subjects=subjects)
-    if smollm is None:
-        model, tokenizer = baichuan.load()
-        other = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
-        by_one = OneByOne(other, AutoTokenizer.from_pretrained(DEMO), scheme, False)
-    else:
-        gguf, directory = map(Path, smollm)
-        where = {"gguf_file": gguf.name}
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-        other = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
-        by_one = OneByOne(other, tokenizer, scheme, True)
-    scorer = BaichuanScorer(model, tokenizer, scheme.letter)
-    maker = PromptMaker(scheme, data.benchmark.names, count=scorer.count)
-    ours, scores, seconds = timed(data, maker, lambda prompts: together(scorer, prompts))
-    theirs, their_scores, their_seconds = timed(data, maker, by_one.scores)
-    differing = disagreements(scores, their_scores)
-    count = sum(map(len, ours.values()))
+def compare(data: Data, average: str, ours: Scores, theirs: Scores) -> dict[str, Any]:
+    """Give both accuracies, and each question of different predictions with both sides' margins."""
+    rows = [
+        (subject, number, question, *scores)
+        for subject, questions in data.questions.items()
+        for number, (question, *scores) in enumerate(
+            zip(questions, ours[subject], theirs[subject], strict=True)
+        )
+    ]
+    differing = []
+    for subject, number, _, mine, other in rows:
+        first, second = pick(mine), pick(other)
+        if first != second:
+            differing.append(
+                {
+                    "subject": subject,
+                    "row": number,
+                    "predictions": [LETTERS[first], LETTERS[second]],
+                    "margins": [mine[first] - mine[second], other[second] - other[first]],
+                }
+            )
     return {
-        "benchmark": benchmark,
-        "model": "demo" if smollm is None else Path(smollm[0]).name,
-        "questions": count,
-        "subjects": list(data.questions),
-        "accuracy": accuracy(ours, scheme),
-        "accuracy_one_by_one": accuracy(theirs, scheme),
-        "agreement": 1 - len(differing) / count,
+        "questions": len(rows),
+        "accuracy": _accuracy(data, average, ours),
+        "accuracy_one_by_one": _accuracy(data, average, theirs),
+        "agreement": 1 - len(differing) / len(rows),
         "disagreements": differing,
-        "largest_difference": max(
-            abs(a - b)
-            for subject in scores
-            for pair in zip(scores[subject], their_scores[subject], strict=True)
-            for a, b in zip(*pair, strict=True)
+        "largest_difference_of_logits": max(
+            abs(a - b) for *_, mine, other in rows for a, b in zip(mine, other, strict=True)
         ),
-        "seconds": seconds,
-        "seconds_one_by_one": their_seconds,
-        "times_as_fast": their_seconds / seconds,
-        "quantized": {}
-        if smollm is None
-        else quantized(Path(smollm[1]), scorer, data, maker, ours),
     }
 
 
-def quantized(
-    smollm: list[str],
-    tokenizer: Any,
-    data: Data,
-    maker: PromptMaker,
-    answers: dict[str, list[Answer]],
-) -> dict[str, Any]:
-    """Give accuracy and paired difference of int8 and int4."""
-    directory = Path(smollm[1])
-    scheme = scheme_of(data.benchmark.name, "official")
+def _accuracy(data: Data, average: str, scores: Scores) -> float:
+    tallies = [
+        Tally(
+            sum(
+                LETTERS[pick(four)] == row.answer
+                for row, four in zip(rows, scores[name], strict=True)
+            ),
+            len(rows),
+        )
+        for name, rows in data.questions.items()
+    ]
+    return (micro if average == "micro" else macro)(tallies).value
+
+
+def demo(folder: str, work: Path, seconds: float) -> None:
+    """Score CMMLU with the demo model on both sides in turn."""
+    started = time.perf_counter()
+    scheme = scheme_of("cmmlu", "official")
+    data = read_data(BENCHMARKS["cmmlu"], folder)
+    model, tokenizer = baichuan.load()
+    scorer = BaichuanScorer(model, tokenizer, scheme.letter)
+    maker = PromptMaker(scheme, data.benchmark.names, count=scorer.count)
+    one_by_one = OneByOne(*load(str(DEMO)), "piece")
+    path = work / "demo.jsonl"
+    known = _known(path)
+    for subject, rows in data.questions.items():
+        if subject in known or time.perf_counter() - started > seconds:
+            continue
+        prompts = [maker.prompt(row, data.shots[subject]) for row in rows]
+        texts = [str(prompt.content) for prompt in prompts]
+        if not any(subject in done for done in known):  # the first calls are slower
+            one_by_one.score(texts[0])
+            next(scorer.scores(prompts, ()))
+        found, mine = _timed(lambda s=subject: _together(data, maker, scorer, s))
+        other, yours = _timed(lambda t=texts: [one_by_one.score(text) for text in t])
+        known[subject] = {"ours": found, "theirs": other, "seconds": [mine, yours]}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"subject": subject, **known[subject]}) + "\n")
+        print(f"{subject}: {mine:.2f} s, {yours:.2f} s: {yours / mine:.2f} times", flush=True)
+    if len(known) < len(data.questions):
+        return
+    totals = [sum(entry["seconds"][side] for entry in known.values()) for side in (0, 1)]
+    sides = [{s: known[s][side] for s in data.questions} for side in ("ours", "theirs")]
+    figures = {
+        "benchmark": "cmmlu",
+        "model": "demo",
+        "dtype": "float32",
+        **compare(data, scheme.average, *sides),
+        "seconds": totals[0],
+        "seconds_one_by_one": totals[1],
+        "times_as_fast": totals[1] / totals[0],
+        "seconds_of_subjects": {subject: known[subject]["seconds"] for subject in data.questions},
+    }
+    machine.save("evaluation_demo", figures)
+
+
+def _together(
+    data: Data, maker: PromptMaker, scorer: BaichuanScorer, subject: str
+) -> list[tuple[float, ...]]:
+    """Score a subject as `baichuan eval` does, its prompts made anew."""
+    rows = data.questions[subject]
+    prompts = [maker.prompt(row, data.shots[subject]) for row in rows]
+    found: dict[int, tuple[float, ...]] = {}
+    for batch in scorer.scores(prompts, ()):
+        found |= batch
+    return [found[index] for index in range(len(rows))]
+
+
+def _timed(work: Any) -> tuple[Any, float]:
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """Read what earlier runs scored; a line that was cut off does not count."""
     found = {}
-    for bits in (8, 4):
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).quantize(bits)
-        scorer = BaichuanScorer(model, tokenizer, scheme.letter)
-        theirs, _, _ = timed(data, maker, lambda prompts, s=scorer: together(s, prompts))
-        right = [{s: [a.right for a in rows] for s, rows in x.items()} for x in (answers, theirs)]
-        pair = paired(*right, scheme.average)
-        found[f"int{bits}"] = {
-            "accuracy": accuracy(theirs, scheme),
-            "difference": [pair.difference.low, pair.difference.value, pair.difference.high],
-            "gained": pair.gained,
-            "lost": pair.lost,
-            "mcnemar_p": pair.p,
-        }
+    if path.exists():
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        path.write_bytes(whole)
+        for line in whole.splitlines():
+            entry = json.loads(line)
+            found[entry.pop("subject")] = entry
     return found
 
 
+def lm_eval(folder: str, work: Path, python: Path) -> None:
+    """Time some subjects of CMMLU in turn with lm-evaluation-harness."""
+    scheme = scheme_of("cmmlu", "official")
+    data = read_data(BENCHMARKS["cmmlu"], folder, subjects=_SUBJECTS)
+    model, tokenizer = baichuan.load()
+    scorer = BaichuanScorer(model, tokenizer, scheme.letter)
+    maker = PromptMaker(scheme, data.benchmark.names, count=scorer.count)
+    peers = {
+        size: subprocess.Popen(
+            [str(python), str(_LM_EVAL), folder, str(work / "tasks"), str(size)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for size in _BATCH_SIZES
+    }
+    _together(data, maker, scorer, _SUBJECTS[0])  # the first calls are slower
+    found = {}
+    for subject, rows in data.questions.items():
+        _, seconds = _timed(lambda s=subject: _together(data, maker, scorer, s))
+        theirs = {size: _asked(peer, subject) for size, peer in peers.items()}
+        found[subject] = {"questions": len(rows), "seconds": seconds, "lm_eval": theirs}
+        print(subject, json.dumps(found[subject]), flush=True)
+    for peer in peers.values():
+        peer.communicate()
+    totals = {
+        size: sum(entry["lm_eval"][size]["seconds"] for entry in found.values())
+        for size in _BATCH_SIZES
+    }
+    best = min(totals, key=lambda size: totals[size])
+    ours = sum(entry["seconds"] for entry in found.values())
+    figures = {
+        "benchmark": "cmmlu",
+        "model": "demo",
+        "dtype": "float32",
+        "lm_eval": _version(python),
+        "questions": sum(map(len, data.questions.values())),
+        "seconds": ours,
+        "seconds_lm_eval": totals[best],
+        "batch_size_lm_eval": best,
+        "times_as_fast": totals[best] / ours,
+        "subjects": found,
+    }
+    machine.save("evaluation_lm_eval", figures)
+
+
+def _asked(peer: subprocess.Popen[str], subject: str) -> Any:
+    assert peer.stdin is not None
+    assert peer.stdout is not None
+    peer.stdin.write(subject + "\n")
+    peer.stdin.flush()
+    return json.loads(peer.stdout.readline())
+
+
+def _version(python: Path) -> str:
+    program = "import importlib.metadata as m; print(m.version('lm_eval'))"
+    done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def smollm(folder: str, work: Path, gguf: Path, only: str | None) -> None:
+    """Score MMLU with SmolLM2: transformers' LLaMA, then ours in float32, int8 and int4."""
+    from transformers import AutoTokenizer
+
+    scheme = scheme_of("mmlu", "official")
+    data = read_data(BENCHMARKS["mmlu"], folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    maker = PromptMaker(scheme, data.benchmark.names, count=Encoder(tokenizer, scheme.letter).count)
+    if only in (None, "theirs"):
+        _one_by_one(data, maker, work, gguf)
+    for bits in (None, 8, 4):
+        if only in (None, _name(bits)):
+            _ours(data, maker, scheme, work, gguf, tokenizer, bits)
+    if only is None:
+        machine.save("evaluation_smollm", _summary(data, scheme, work, gguf))
+
+
+def _name(bits: int | None) -> str:
+    return f"int{bits}" if bits else "float32"
+
+
+def _one_by_one(data: Data, maker: PromptMaker, work: Path, gguf: Path) -> None:
+    prompts = work / "prompts.jsonl"
+    if not prompts.exists():
+        lines = [
+            json.dumps({"subject": subject, "text": maker.prompt(row, data.shots[subject]).content})
+            for subject, rows in data.questions.items()
+            for row in rows
+        ]
+        partial = prompts.with_suffix(".partial")
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.replace(prompts)
+    command = [sys.executable, _WORKER, gguf.parent, prompts, work / "one_by_one.jsonl"]
+    settings = ["--letters", "last", "--gguf", gguf.name, "--keep-examples"]
+    subprocess.run([*map(str, command), *settings], check=True)
+
+
+def _ours(
+    data: Data,
+    maker: PromptMaker,
+    scheme: Scheme,
+    work: Path,
+    gguf: Path,
+    tokenizer: Any,
+    bits: int | None,
+) -> None:
+    """Write a result as `baichuan eval mmlu` does, or go on with it."""
+    from smollm import convert
+
+    target = work / f"{_name(bits)}.json"
+    if target.exists():
+        return
+    convert(gguf, work / "checkpoint")
+    model = BaiChuanForCausalLM.from_pretrained(work / "checkpoint", dtype=torch.float32)
+    if bits is not None:
+        model.quantize(bits)
+    settings = Settings(
+        benchmark="mmlu",
+        scheme=scheme.name,
+        split=data.split,
+        average=scheme.average,
+        shots=5,
+        subjects=(),
+        limit=None,
+        chat=False,
+        letter=scheme.letter,
+        bos=None,
+        max_length=2048,
+        seed=0,
+        model="SmolLM2-135M-Instruct",
+        backend="baichuan",
+        dtype="float32",
+        bits=bits,
+        data=data.digest,
+    )
+    scorer = BaichuanScorer(model, tokenizer, scheme.letter)
+    evaluate(settings, data, scorer, maker, target, lambda done, total, _: _say(done, total))
+
+
+def _say(done: int, total: int) -> None:
+    print(f"{done} of {total}", end="\r", file=sys.stderr, flush=True)
+
+
+def _summary(data: Data, scheme: Scheme, work: Path, gguf: Path) -> dict[str, Any]:
+    results = {bits: read_result(work / f"{_name(bits)}.json") for bits in (None, 8, 4)}
+    lines = (work / "one_by_one.jsonl").read_text("utf-8").splitlines()
+    theirs, place = {}, 0
+    for subject, rows in data.questions.items():
+        theirs[subject] = [json.loads(line) for line in lines[place : place + len(rows)]]
+        place += len(rows)
+    full = results[None]
+    return {
+        "benchmark": "mmlu",
+        "model": gguf.name,
+        "dtype": "float32",
+        **compare(data, scheme.average, _scores(full.answers), theirs),
+        "columns": {
+            _name(bits): {name: i.value for name, i in result.columns().items()}
+            for bits, result in results.items()
+        },
+        "quantized": {_name(bits): _difference(full, results[bits]) for bits in (8, 4)},
+    }
+
+
+def _scores(answers: list[Answer]) -> Scores:
+    found: Scores = {}
+    for answer in answers:
+        found.setdefault(answer.subject, []).append(list(answer.scores))
+    return found
+
+
+def _difference(full: Result, other: Result) -> dict[str, Any]:
+    pair = paired(full.right(), other.right(), full.settings.average)
+    same = sum(
+        a.prediction == b.prediction for a, b in zip(full.answers, other.answers, strict=True)
+    )
+    return {
+        "difference": [pair.difference.low, pair.difference.value, pair.difference.high],
+        "gained": pair.gained,
+        "lost": pair.lost,
+        "mcnemar_p": pair.p,
+        "same_prediction": same / len(full.answers),
+    }
+
+
 def main() -> None:
-    """Measure and save."""
+    """Measure what is not measured yet, and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("benchmark", choices=sorted(BENCHMARKS))
+    parser.add_argument("what", choices=("demo", "lm-eval", "smollm"))
     parser.add_argument("folder", help="the data set")
-    parser.add_argument("--subjects", default="", help="only these, parted by commas")
-    parser.add_argument("--smollm", nargs=2, metavar=("GGUF", "DIRECTORY"))
+    parser.add_argument("work", type=Path, help="folder for what is done")
+    parser.add_argument("--python", type=Path, help="interpreter that has lm_eval")
+    parser.add_argument("--gguf", type=Path, help="SmolLM2's file")
+    parser.add_argument("--only", choices=("theirs", "float32", "int8", "int4"))
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no subject after so many"
+    )
     arguments = parser.parse_args()
-    subjects = [name for name in arguments.subjects.split(",") if name]
-    found = figures(arguments.benchmark, arguments.folder, subjects, arguments.smollm)
-    name = "smollm" if arguments.smollm else "demo"
-    machine.save(f"evaluation_{arguments.benchmark}_{name}{'_part' if subjects else ''}", found)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.what == "demo":
+        demo(arguments.folder, arguments.work, arguments.seconds)
+    elif arguments.what == "lm-eval":
+        lm_eval(arguments.folder, arguments.work, arguments.python)
+    else:
+        smollm(arguments.folder, arguments.work, arguments.gguf, arguments.only)
 
 
 if __name__ == "__main__":

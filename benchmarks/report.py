@@ -109,6 +109,15 @@ def attention(chinese: bool) -> str:
     return _rows(head, *body) + _hardware(figures, chinese)
 
 
+def evaluation(chinese: bool) -> str:
+    """CMMLU with the demo model, beside one prompt at a time."""
+    f = _read("evaluation_demo")
+    seconds = (f"{f[key]:.0f} s" for key in ("seconds", "seconds_one_by_one"))
+    head = ("CMMLU", "baichuan eval", "transformers", "", "same predictions")
+    row = (f"{f['questions']:,}", *seconds, f"{f['times_as_fast']:.1f}x", f"{f['agreement']:.2%}")
+    return _rows(head, row) + _hardware(f, chinese)
+
+
 def conversation(chinese: bool) -> str:
     """Time to the first token of some turns of a conversation, with and without its cache."""
     figures = _read("conversation")
@@ -376,6 +385,7 @@ _TABLES: dict[str, Callable[[bool], str]] = {
     "full_size": full_size,
     "attention": attention,
     "conversation": conversation,
+    "evaluation": evaluation,
     "quality_smollm": partial(quality, case_name="SmolLM2-135M"),
     "quality_smollm_grid": partial(quality, case_name="SmolLM2-135M on its Q4_1 grid"),
     "quality_demo": partial(quality, case_name="demo model, held-out questions"),
