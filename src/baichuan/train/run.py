@@ -80,6 +80,7 @@ def make_trainer(
     training, model = recipe.training, prepare(recipe, directory)
     training.logging_nan_inf_filter = False  # such a loss is an error here
     training.remove_unused_columns = False
+    training.ddp_broadcast_buffers = False  # they are constant, and quantized weights are buffers
     training.use_cache = True  # else the saved model would not use one either
     rows = {"train_dataset": splits.train, "eval_dataset": splits.evaluation}
     if recipe.method.stage == "dpo":

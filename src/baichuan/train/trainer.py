@@ -65,6 +65,17 @@ class Careful:
             self._tokens = 0
         super().log(logs, *given)  # type: ignore[misc]
 
+    def save_model(self, *given: Any, **named: Any) -> None:
+        """Write the weights as the Trainer does.
+
+        Raises:
+            TrainingError: a disk that is full.
+        """
+        try:
+            super().save_model(*given, **named)  # type: ignore[misc]
+        except (OSError, SafetensorError) as error:
+            raise self._unwritable(error) from error
+
     def _get_output_dir(self, trial: Any) -> str:
         where = cast(str, super()._get_output_dir(trial))  # type: ignore[misc]
         return str(Path(where) / UNFINISHED) if self._saving else where
@@ -81,8 +92,10 @@ class Careful:
         self._saving = True
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
+            if isinstance(error, TrainingError):  # of save_model above
+                raise
             raise self._unwritable(error) from error
         finally:
             self._saving = False
@@ -126,7 +139,7 @@ class Careful:
 
     def _unwritable(self, error: Exception) -> TrainingError:
         return TrainingError(
-            "The checkpoint of step {step} could not be written ({reason}); {last} is as it was. "
+            "The weights of step {step} could not be written ({reason}); {last} is as it was. "
             "Make room, or keep fewer with --save_total_limit, and give the same command again.",
             step=self.state.global_step,
             reason=str(error).splitlines()[0],
