@@ -285,23 +285,25 @@ def serving_load(chinese: bool) -> str:
 
 def serving_llama(chinese: bool) -> str:
     """Our server and llama.cpp's under the same requests, medians of the rounds."""
-    figures = _read("serving_llama")
     head = (
-        ("同时 8 个请求", "tokens/s", "首词元 p50 / p95")
+        ("同时 8 个请求", "提示词元数", "tokens/s", "首词元 p50 / p95")
         if chinese
-        else ("8 requests at a time", "tokens/s", "first token p50 / p95")
+        else ("8 requests at a time", "tokens of prompts", "tokens/s", "first token p50 / p95")
     )
-    names = {"baichuan": "baichuan serve, int4", "llama": "llama-server -np 8, Q4_0"}
     rows = []
-    for name, shown in names.items():
-        rounds = figures["rounds"][name]
-        middle = {field: statistics.median(run[field] for run in rounds) for field in rounds[0]}
-        rows.append((shown, f"{middle['tokens_per_second']:.1f}", _firsts(middle)))
-    speed, first = (statistics.median(figures[f"ratio_of_{n}"]) for n in _RATIOS)
-    ratio = ("相比" if chinese else "ratio", f"{speed:.2f}x", f"p95 {first:.2f}x")
-    return _rows(head, *rows, ratio) + _hardware(figures, chinese)
+    for figure, lengths in (("serving_llama", "8-128"), ("serving_llama_long", "16-1,024")):
+        figures = _read(figure)
+        for name, shown in _SERVERS.items():
+            rounds = figures["rounds"][name]
+            middle = {field: statistics.median(run[field] for run in rounds) for field in rounds[0]}
+            rows.append((shown, lengths, f"{middle['tokens_per_second']:.1f}", _firsts(middle)))
+        speed, first = (statistics.median(figures[f"ratio_of_{n}"]) for n in _RATIOS)
+        ratio = "相比" if chinese else "ratio"
+        rows.append((ratio, lengths, f"{speed:.2f}x", f"p95 {first:.2f}x"))
+    return _rows(head, *rows) + _hardware(figures, chinese)
 
 
+_SERVERS = {"baichuan": "baichuan serve, int4", "llama": "llama-server -np 8, Q4_0"}
 _RATIOS = ("tokens_per_second", "first_token_p95")
 
 

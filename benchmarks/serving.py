@@ -1,7 +1,7 @@
 """Measures `baichuan serve` under load, alone and beside llama.cpp's server, by the same client.
 
     python benchmarks/serving.py --directory DIRECTORY --figures demo wide prefix
-    python benchmarks/serving.py --directory DIRECTORY --figures llama \
+    python benchmarks/serving.py --directory DIRECTORY --figures llama llama_long \
         --peers PYTHON --llama-server PROGRAM
 
 DIRECTORY takes the models: four layers of the 13B at full width with random weights, in int4 for us
@@ -11,6 +11,7 @@ written to results/serving_FIGURE.json.
 
 demo, wide   200 requests of mixed lengths, 16 at a time and one after another: the same answers?
 llama        rounds of requests, 8 at a time, at both servers in turn
+llama_long   the same with prompts of up to a thousand tokens
 prefix       time to the first token where 1,000 tokens of the prompt were computed before
 """
 
@@ -43,13 +44,16 @@ from baichuan.model.tokenizer import BaichuanTokenizer
 
 _LAYERS = 4
 _REQUESTS, _AT_A_TIME = 200, 16
+_Bounds = tuple[int, int]
 #: Tokens of prompts and most tokens of answers, from and to.
 _WIDE = ((8, 128), (8, 32))
 #: Questions that the demo model was not trained on, and earlier turns before them, from 0 on.
 _QUESTIONS = Path(__file__).parents[1] / "demo" / "heldout.jsonl"
 _TURNS, _DEMO_TOKENS = 6, 128
-_ROUND, _SLOTS = 48, 8
-_SLOT_TOKENS = 512
+_SLOTS = 8
+#: Requests of a round, their tokens, and the tokens that llama.cpp's server has for each.
+_SHORT_ROUND = (48, _WIDE, 512)
+_LONG_ROUND = (24, ((16, 1024), (8, 32)), 1536)
 _PREFIX, _REST = 1000, 24
 #: Least correlation of our bfloat16 logits and llama.cpp's with Q8_0.
 _SAME = 0.98
@@ -132,10 +136,22 @@ def _load(start: Callable[[], Server], asks: list[load.Ask]) -> dict[str, Any]:
 
 def llama(setting: Setting) -> dict[str, Any]:
     """Ask our server and llama.cpp's in turn."""
+    return _beside_llama(setting, *_SHORT_ROUND)
+
+
+def llama_long(setting: Setting) -> dict[str, Any]:
+    """Do the same with longer prompts."""
+    return _beside_llama(setting, *_LONG_ROUND)
+
+
+def _beside_llama(
+    setting: Setting, count: int, lengths: tuple[_Bounds, _Bounds], slot: int
+) -> dict[str, Any]:
+    """Send rounds of `count` requests to both; llama.cpp's server has `slot` tokens for each."""
     if setting.llama_server is None:
         sys.exit("The figure llama needs --llama-server and --peers.")
     agreement = _agreement(setting)
-    context = ("-c", _SLOTS * _SLOT_TOKENS, "-np", _SLOTS)
+    context = ("-c", _SLOTS * slot, "-np", _SLOTS)
     rounds: dict[str, list[load.Run]] = {}
     with (
         setting.wide() as ours,
@@ -144,12 +160,12 @@ def llama(setting: Setting) -> dict[str, Any]:
         ) as theirs,
     ):
         servers = {"baichuan": ours, "llama": theirs}
-        warm_up = load.mixed(_SLOTS, setting.vocabulary, *_WIDE, seed=99)
+        warm_up = load.mixed(_SLOTS, setting.vocabulary, *lengths, seed=99)
         for server in servers.values():
             load.run(server.port, warm_up, _SLOTS)
         for number in range(setting.rounds):
             # New prompts in each round, so that none is in a cache.
-            asks = load.mixed(_ROUND, setting.vocabulary, *_WIDE, seed=number)
+            asks = load.mixed(count, setting.vocabulary, *lengths, seed=number)
             for name, server in servers.items():
                 rounds.setdefault(name, []).append(load.run(server.port, asks, _SLOTS))
                 print(number, name, rounds[name][-1].figures(), file=sys.stderr)
@@ -158,6 +174,7 @@ def llama(setting: Setting) -> dict[str, Any]:
     return {
         "what": f"{_LAYERS} layers of the 13B at full width, random weights, int4 and Q4_0",
         "at_a_time": _SLOTS,
+        "tokens_of_prompts_and_answers": lengths,
         "logits": agreement,
         "rounds": figures,
         "ratio_of_tokens_per_second": speed,
@@ -223,7 +240,13 @@ def _bar(what: str, measured: float, needed: float, *, most: bool = False) -> di
     return {"what": what, "needed": needed, "measured": measured, "met": met}
 
 
-_FIGURES = {"demo": demo, "wide": wide, "llama": llama, "prefix": prefix}
+_FIGURES = {
+    "demo": demo,
+    "wide": wide,
+    "llama": llama,
+    "llama_long": llama_long,
+    "prefix": prefix,
+}
 
 
 def main() -> None:

@@ -181,7 +181,7 @@ def draw(figures: dict[str, Any]) -> None:
         memory.plot(minutes, [row[f"{name}_mb"] for row in rows], color=colour, label=name)
     memory.set_ylim(bottom=0)
     memory.set_ylabel("MB of its own")
-    memory.legend(title="process", loc="lower right")
+    memory.legend(title="process", loc="center right")
     memory.set_title(f"{figures['requests']:,} requests, {figures['what']}", loc="left")
     requests.plot(minutes, [row["held"] for row in rows], color="grey", linewidth=0.8)
     requests.set_ylabel("held positions")
