@@ -51,6 +51,12 @@ def local_directory(
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path / subfolder
+    if path.suffix == ".gguf" and path.is_file():
+        raise CheckpointError(
+            "{path} is a GGUF file. Make a checkpoint of it once, `baichuan convert {path} "
+            "DIRECTORY --bits 4`, and give the directory.",
+            path=path,
+        )
     if path.is_file():
         raise CheckpointError(
             "{path} is a file; give the directory that holds the checkpoint.", path=path

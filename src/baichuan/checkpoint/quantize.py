@@ -45,12 +45,12 @@ def quantize_checkpoint(
     plan = plan_for(config, plan)
     headers = {name: header for name, header in weights.headers.items() if "inv_freq" not in name}
     schemes = _schemes(config, plan, source, headers)
-    parts = [Part((name,), _stored(h, schemes.get(name))) for name, h in headers.items()]
+    parts = [Part((name,), stored_bytes(h, schemes.get(name))) for name, h in headers.items()]
     config.quantization_config = BaichuanQuantizationConfig.of(plan)
 
     def convert(read: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ((name, tensor),) = read.items()
-        return _converted(name, tensor, schemes.get(name))
+        return converted(name, tensor, schemes.get(name))
 
     change = Change(parts, convert, config, {"plan": plan.to_dict()})
     rewrite_checkpoint(weights, target, change, progress)
@@ -66,14 +66,19 @@ def _schemes(
     return {f"{name}.weight": scheme for name, scheme in linears(network, plan).items()}
 
 
-def _stored(header: Tensor, scheme: Scheme | None) -> int:
-    """Bytes of one tensor in the result, about."""
+def stored_bytes(header: Tensor, scheme: Scheme | None) -> int:
+    """Give the bytes of one tensor in the result, about."""
     if scheme is None:
         return header.nbytes
     return int(header.numel() * scheme.stored_bits(header.shape[-1]) / 8)
 
 
-def _converted(name: str, tensor: Tensor, scheme: Scheme | None) -> dict[str, Tensor]:
+def converted(name: str, tensor: Tensor, scheme: Scheme | None) -> dict[str, Tensor]:
+    """Give what is stored of one tensor, by name.
+
+    Raises:
+        CheckpointError: it holds NaN or infinity.
+    """
     if scheme is None:
         return {name: tensor}
     module = name.removesuffix(".weight")

@@ -2,7 +2,7 @@
 
 The result grows in TARGET.partial and is renamed when whole. Killed, it goes on behind the last
 finished shard, whose checksum is in its journal; a lock beside it keeps a second run out. Knows
-files and names, not what is done to a tensor (quantize.py, merge.py).
+files and names, not what is done to a tensor (quantize.py, merge.py, gguf/).
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def rewrite_checkpoint(
     """
     refuse_existing(target)
     partial = target.with_name(target.name + ".partial")
-    _check_room(partial, sum(part.stored for part in change.parts))
+    check_room(partial, sum(part.stored for part in change.parts))
     order = {name: place for place, name in enumerate(weights.headers)}
     # A part is complete when its last tensor was read.
     parts = sorted(change.parts, key=lambda part: max(map(order.__getitem__, part.names)))
     shards = list(_shards(parts))
-    with _alone(partial):
+    with alone(partial):
         refuse_existing(target)  # another run may have ended just now
         settings = {**change.settings, "source": fingerprint(weights), "shards": len(shards)}
         journal = _Journal(partial, settings)
@@ -96,7 +96,7 @@ def refuse_existing(target: Path) -> None:
 
 
 @contextmanager
-def _alone(partial: Path) -> Iterator[None]:
+def alone(partial: Path) -> Iterator[None]:
     """Make the directory of an unfinished result, and keep other runs out of it."""
     path = partial.with_name(partial.name + ".lock")
     try:
@@ -121,7 +121,8 @@ def _alone(partial: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _check_room(partial: Path, needed: int) -> None:
+def check_room(partial: Path, needed: int) -> None:
+    """Raise CheckpointError if so many bytes do not fit on the disk of an unfinished result."""
     held = sum(file.stat().st_size for file in partial.glob("*")) if partial.exists() else 0
     existing = next(p for p in partial.absolute().parents if p.exists())
     free = shutil.disk_usage(existing).free

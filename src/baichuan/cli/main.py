@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from baichuan.cli import convert as conversion
 from baichuan.cli import eval as evaluation
-from baichuan.cli.options import Adapter, Bits, Device, Dtype, HugePages, Model, Seed, System
+from baichuan.cli.options import Adapter, Bits, Device, Dtype, Group, HugePages, Model, Seed, System
 from baichuan.errors import BaichuanError
 from baichuan.language import translate
 from baichuan.version import __version__
@@ -135,12 +136,7 @@ def quantize(
     ],
     target: Annotated[Path, typer.Argument(help=translate("Directory to make."))],
     bits: Annotated[int, typer.Option(help=translate("8 or 4."))] = 4,
-    group_size: Annotated[
-        int | None,
-        typer.Option(
-            help=translate("Columns that share a scale: 32, 64, 128 (default for int4) or 256.")
-        ),
-    ] = None,
+    group_size: Group = None,
 ) -> None:
     """Run `baichuan quantize`."""
     from baichuan.cli.quantize import run_quantize
@@ -366,6 +362,7 @@ def _where(
     return {**given, "huge_pages": huge_pages}
 
 
+app.command(help=conversion.HELP)(conversion.convert)
 app.add_typer(evaluation.app, name="eval")
 
 

@@ -32,6 +32,12 @@ Bits = Annotated[
         help=translate("8 or 4: quantize while loading. A quantized checkpoint needs no --bits.")
     ),
 ]
+Group = Annotated[
+    int | None,
+    typer.Option(
+        help=translate("Columns that share a scale: 32, 64, 128 (default for int4) or 256.")
+    ),
+]
 HugePages = Annotated[
     bool,
     typer.Option(

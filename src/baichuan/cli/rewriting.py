@@ -19,8 +19,13 @@ from baichuan.language import translate
 
 
 @contextmanager
-def watched(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Give what takes (bytes done, all bytes); it draws the bar from its first call on."""
+def watched(name: str, *, resumes: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Give what takes (bytes done, all bytes); it draws the bar from its first call on.
+
+    Args:
+        name: what the bar is called.
+        resumes: whether the same command goes on where it was stopped.
+    """
     notes = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     bar = Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=notes)
@@ -36,5 +41,6 @@ def watched(name: str) -> Iterator[Callable[[int, int], None]]:
             yield advance
         except KeyboardInterrupt:
             drawn.close()
-            notes.print(translate("stopped; the same command goes on from here."))
+            if resumes:
+                notes.print(translate("stopped; the same command goes on from here."))
             raise

@@ -1,0 +1,98 @@
+"""`baichuan convert`: a checkpoint to a GGUF file, or a GGUF file to a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from baichuan.errors import UsageError
+from baichuan.language import translate
+
+_SUFFIX = ".gguf"
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(help=translate("A GGUF file, or a checkpoint's directory or hub name."))
+    ],
+    target: Annotated[
+        Path, typer.Argument(help=translate("The other of the two: file.gguf, or a directory."))
+    ],
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            help=translate(
+                "To GGUF: f32, f16, bf16, q8_0, q4_0 or q4_k; by default what the checkpoint has."
+            ),
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(help=translate("From GGUF: 8 or 4 quantizes anew."))
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            help=translate("Columns that share a scale: 32, 64, 128 (default for int4) or 256.")
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help=translate("From GGUF: float32, bfloat16 or float16; chosen if not given.")
+        ),
+    ] = None,
+) -> None:
+    """Run `baichuan convert`."""
+    if source.endswith(_SUFFIX) == (target.suffix == _SUFFIX):
+        raise UsageError(
+            "One of {source} and {target} must be a GGUF file, with a name that ends in .gguf, and "
+            "the other one a checkpoint.",
+            source=source,
+            target=target,
+        )
+    if target.suffix == _SUFFIX:
+        _refuse("--bits, --group-size, --dtype", bits, group_size, dtype)
+        _to_gguf(source, target, kind)
+    else:
+        _refuse("--type", kind)
+        _from_gguf(Path(source), target, bits, group_size, dtype)
+
+
+def _refuse(names: str, *given: object) -> None:
+    if any(value is not None for value in given):
+        raise UsageError("{names}: not in this direction of converting.", names=names)
+
+
+def _to_gguf(source: str, target: Path, kind: str | None) -> None:
+    from baichuan.checkpoint.gguf.to_gguf import gguf_from_checkpoint
+    from baichuan.checkpoint.rewrite import refuse_existing
+    from baichuan.cli.rewriting import watched
+    from baichuan.hub import local_directory
+
+    refuse_existing(target)  # before anything is fetched
+    directory = local_directory(source)
+    with watched(kind or "GGUF", resumes=False) as advance:
+        gguf_from_checkpoint(directory, target, kind, advance)
+    print(f"{target}: {target.stat().st_size / 1e9:.2f} GB")
+
+
+def _from_gguf(
+    source: Path, target: Path, bits: int | None, group_size: int | None, dtype: str | None
+) -> None:
+    from baichuan.checkpoint.gguf.from_gguf import checkpoint_from_gguf
+    from baichuan.checkpoint.load import float_dtype
+    from baichuan.cli.rewriting import watched
+    from baichuan.quant.plan import Plan
+    from baichuan.quant.scheme import Scheme
+
+    if bits is None:
+        _refuse("--group-size", group_size)
+    plan = None if bits is None else Plan(Scheme.of_bits(bits, group_size))
+    given = None if dtype is None else float_dtype(dtype)
+    with watched("GGUF" if bits is None else f"int{bits}") as advance:
+        checkpoint_from_gguf(source, target, plan, given, advance)
+    size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+    print(f"{target}: {size / 1e9:.2f} GB")
