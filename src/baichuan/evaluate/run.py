@@ -6,16 +6,18 @@ that was killed goes on behind the last whole line. Knows scorers by their inter
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed
+from filelock import FileLock, Timeout
 
 from baichuan.errors import UsageError
 from baichuan.evaluate.data import Data
@@ -89,23 +91,55 @@ def evaluate(
         The result; None in all processes but the first.
 
     Raises:
-        UsageError: the file, or what is left of an earlier run, is of other settings.
+        UsageError: the file, or what is left of an earlier run, is of other settings; or another
+            run is writing it.
     """
     share = Share.of_this_process()
     prompts = {
         subject: [maker.prompt(row, data.shots.get(subject, [])) for row in data.questions[subject]]
         for subject in share.subjects({name: len(rows) for name, rows in data.questions.items()})
     }
-    with closing(Journal(target, settings, share)) as journal:
-        answers = _answered(prompts, scorer, journal, tell)
-    gathered = _gathered(answers, share)
-    if gathered is None:
-        return None
-    rows = [answer for subject in data.questions for answer in gathered[subject]]
-    result = Result(settings, rows, data.remarks + _shortened(rows, settings))
-    result.save(target)
-    journal.remove()
-    return result
+    with _alone(target, share):
+        with closing(Journal(target, settings, share)) as journal:
+            answers = _answered(prompts, scorer, journal, tell)
+        gathered = _gathered(answers, share)
+        if gathered is None:
+            return None
+        rows = [answer for subject in data.questions for answer in gathered[subject]]
+        result = Result(settings, rows, data.remarks + _shortened(rows, settings))
+        result.save(target)
+        journal.remove()
+        return result
+
+
+@contextmanager
+def _alone(target: Path, share: Share) -> Iterator[None]:
+    """Keep other runs away from the file; of several processes the first speaks for all."""
+    if share.rank > 0:
+        yield
+        return
+    if not target.parent.is_dir():  # the lock would make it
+        raise _unwritable(target, os.strerror(errno.ENOENT))
+    path = target.with_name(f"{target.name}.lock")
+    try:
+        lock = FileLock(path, timeout=0).acquire()
+    except Timeout as error:
+        raise UsageError(
+            "Another run is writing {target}; wait until it ends, or name another file with --out.",
+            target=target,
+        ) from error
+    except OSError as error:
+        raise _unwritable(target, error.strerror) from error
+    with lock:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps what is open
+                path.unlink()
+
+
+def _unwritable(target: Path, reason: str | None) -> UsageError:
+    return UsageError("{target} cannot be written ({reason}).", target=target, reason=reason)
 
 
 def _answered(
@@ -161,9 +195,7 @@ class Journal:
         try:
             self._file = self._path.open("ab")
         except OSError as error:
-            raise UsageError(
-                "{target} cannot be written ({reason}).", target=target, reason=error.strerror
-            ) from error
+            raise _unwritable(target, error.strerror) from error
         # Behind a line that was cut off, a new one begins.
         self._write(b"\n")
         self._line({"settings": asdict(settings)})

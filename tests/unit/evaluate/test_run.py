@@ -144,6 +144,29 @@ def test_other_settings_are_not_mixed_in(run, scorer, whole):
     assert finished(run.target.with_name("none"), run.settings) is None
 
 
+def test_two_runs_do_not_write_one_file(run, scorer, whole):
+    class Second:
+        """Begins a second run in the midst of the first."""
+
+        count = scorer.count
+
+        def scores(self, prompts, done):
+            with pytest.raises(UsageError, match=r"Another run is writing .*r\.json; .*--out"):
+                run.go(scorer)
+            yield from scorer.scores(prompts, done)
+
+    run.go(Second())
+    assert run.target.read_bytes() == whole
+    assert [path.name for path in run.target.parent.glob("r.json*")] == ["r.json"]
+
+
+def test_a_directory_that_is_not_there_is_not_made(run, scorer):
+    run.target = run.target.parent / "none" / "r.json"
+    with pytest.raises(UsageError, match=r"none/r\.json cannot be written \(No such file"):
+        run.go(scorer)
+    assert not run.target.parent.exists()
+
+
 def test_the_file(run, scorer, whole):
     saved = json.loads(whole)
     assert saved["settings"]["data"] == run.data.digest
