@@ -7,10 +7,16 @@ from typing import Annotated
 
 import typer
 
+from baichuan.cli.options import Group
 from baichuan.errors import UsageError
 from baichuan.language import translate
 
 _SUFFIX = ".gguf"
+
+HELP = translate(
+    "Write a checkpoint as a GGUF file for llama.cpp, or a GGUF file as a checkpoint.\n\n"
+    "The tokenizer goes with it. int8 becomes Q8_0 and int4 Q4_0 without a further loss."
+)
 
 
 def convert(
@@ -18,7 +24,7 @@ def convert(
         str, typer.Argument(help=translate("A GGUF file, or a checkpoint's directory or hub name."))
     ],
     target: Annotated[
-        Path, typer.Argument(help=translate("The other of the two: file.gguf, or a directory."))
+        Path, typer.Argument(help=translate("To make: a directory, or a file ending in .gguf."))
     ],
     kind: Annotated[
         str | None,
@@ -32,12 +38,7 @@ def convert(
     bits: Annotated[
         int | None, typer.Option(help=translate("From GGUF: 8 or 4 quantizes anew."))
     ] = None,
-    group_size: Annotated[
-        int | None,
-        typer.Option(
-            help=translate("Columns that share a scale: 32, 64, 128 (default for int4) or 256.")
-        ),
-    ] = None,
+    group_size: Group = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -48,8 +49,8 @@ def convert(
     """Run `baichuan convert`."""
     if source.endswith(_SUFFIX) == (target.suffix == _SUFFIX):
         raise UsageError(
-            "One of {source} and {target} must be a GGUF file, with a name that ends in .gguf, and "
-            "the other one a checkpoint.",
+            "{source} and {target}: one of them must be a GGUF file, whose name ends in .gguf, the "
+            "other a checkpoint.",
             source=source,
             target=target,
         )
@@ -63,7 +64,9 @@ def convert(
 
 def _refuse(names: str, *given: object) -> None:
     if any(value is not None for value in given):
-        raise UsageError("{names}: not in this direction of converting.", names=names)
+        raise UsageError(
+            "{names} cannot be given here; see `baichuan convert --help`.", names=names
+        )
 
 
 def _to_gguf(source: str, target: Path, kind: str | None) -> None:
@@ -74,7 +77,7 @@ def _to_gguf(source: str, target: Path, kind: str | None) -> None:
 
     refuse_existing(target)  # before anything is fetched
     directory = local_directory(source)
-    with watched(kind or "GGUF", resumes=False) as advance:
+    with watched(kind or "gguf", resumes=False) as advance:
         gguf_from_checkpoint(directory, target, kind, advance)
     print(f"{target}: {target.stat().st_size / 1e9:.2f} GB")
 
@@ -83,7 +86,6 @@ def _from_gguf(
     source: Path, target: Path, bits: int | None, group_size: int | None, dtype: str | None
 ) -> None:
     from baichuan.checkpoint.gguf.from_gguf import checkpoint_from_gguf
-    from baichuan.checkpoint.load import float_dtype
     from baichuan.cli.rewriting import watched
     from baichuan.quant.plan import Plan
     from baichuan.quant.scheme import Scheme
@@ -91,8 +93,7 @@ def _from_gguf(
     if bits is None:
         _refuse("--group-size", group_size)
     plan = None if bits is None else Plan(Scheme.of_bits(bits, group_size))
-    given = None if dtype is None else float_dtype(dtype)
-    with watched("GGUF" if bits is None else f"int{bits}") as advance:
-        checkpoint_from_gguf(source, target, plan, given, advance)
+    with watched("gguf" if bits is None else f"int{bits}") as advance:
+        checkpoint_from_gguf(source, target, plan, dtype, advance)
     size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     print(f"{target}: {size / 1e9:.2f} GB")
