@@ -30,6 +30,10 @@ ERRORS = {
 PHRASES = {
     ("cli/commands.py", "command.purpose"),
     ("cli/commands.py", "_KEYS"),
+    ("cli/train.py", "_OTHERS"),
+    ("cli/train.py", "_USAGE"),
+    ("cli/train.py", "flag.metadata['help']"),
+    ("cli/train.py", "title"),
     ("engine/sampling.py", "allowed"),
     ("kernels/native.py", "reason"),
     ("errors.py", "template"),
