@@ -164,7 +164,7 @@ class FineTuner(Careful, Trainer):  # type: ignore[misc]  # untyped base
     ) -> Any:
         """Compute the loss as the Trainer does, but neither whole logits nor a cache."""
         inputs = {"use_cache": False, "skip_logits": True, **inputs}
-        return super().compute_loss(model, inputs, *given, **named)  # type: ignore[misc]
+        return super().compute_loss(model, inputs, *given, **named)
 
 
 def _real_tokens(inputs: dict[str, Any]) -> int:
