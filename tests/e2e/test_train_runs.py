@@ -24,7 +24,7 @@ TWO = [
 ]
 WAYS = {
     "ddp": [],
-    "fsdp": ["--fsdp", "true"],
+    "fsdp": ["--fsdp"],
     "zero2": ["--deepspeed", str(ROOT / "deepspeed.json")],
 }
 #: DeepSpeed compiles its communication at first use, which takes a minute or two.
