@@ -115,7 +115,9 @@ def evaluation(chinese: bool) -> str:
     seconds = (f"{f[key]:.0f} s" for key in ("seconds", "seconds_one_by_one"))
     head = ("CMMLU", "baichuan eval", "transformers", "", "same predictions")
     row = (f"{f['questions']:,}", *seconds, f"{f['times_as_fast']:.1f}x", f"{f['agreement']:.2%}")
-    return _rows(head, row) + _hardware(f, chinese)
+    h = _read("evaluation_lm_eval")
+    beside = f"\nlm-eval {h['lm_eval']}, {h['questions']} questions: {h['times_as_fast']:.1f}x.\n"
+    return _rows(head, row) + beside + _hardware(f, chinese)
 
 
 def conversation(chinese: bool) -> str:
