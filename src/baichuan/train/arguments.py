@@ -163,7 +163,7 @@ def _from_file(path: Path) -> Iterator[str]:
         yield f"--{name}"
         if isinstance(value, list):
             yield from map(str, value)
-        else:
+        elif (name, value) != ("fsdp", True):  # a word behind this one would be an option of 2023
             yield json.dumps(value) if isinstance(value, dict) else str(value)
 
 
