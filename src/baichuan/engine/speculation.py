@@ -15,11 +15,14 @@ from itertools import cycle, islice
 
 #: How many newest tokens are looked up, the longest first: fewer are found often and mean little.
 _LENGTHS = (8, 3)
-#: Longest guess; with the newest token it makes a pass of 16.
-MOST = 15
-_FIRST = 4
-#: Passes without a guess after so many wrong ones in a row (the last: after any more).
-_PAUSES = (0, 4, 16, 64)
+#: Sizes of a guess, which right ones climb and wrong ones descend. With the newest token they make
+#: passes of 2, 4, 8 and 16 rows, which the kernels take at 1.1, 1.25, 1.5 and 2.4 times one row.
+_SIZES = (1, 3, 7, 15)
+MOST = _SIZES[-1]
+#: Passes without a guess after so many in a row that were wrong throughout (the last: any more).
+_PAUSES = (0, 0, 4, 16, 64)
+#: Tokens in a row that may differ from what is being copied before it is given up.
+_EDITED = 2
 
 
 class PromptLookup:
@@ -28,7 +31,9 @@ class PromptLookup:
     def __init__(self, prompt: Iterable[int]) -> None:
         self._tokens: list[int] = []
         self._found: dict[tuple[int, ...], int] = {}
-        self._most = _FIRST
+        self._source: int | None = None  # place of what is guessed next, while text is copied
+        self._edited = 0
+        self._size = 1
         self._misses = 0
         self._pause = 0
         self.extend(prompt)
@@ -39,6 +44,7 @@ class PromptLookup:
             for length in _LENGTHS:  # those before this token: it is what followed them
                 if len(self._tokens) >= length:
                     self._found[tuple(self._tokens[-length:])] = len(self._tokens)
+            self._follow(token)
             self._tokens.append(token)
 
     def guess(self, most: int) -> list[int]:
@@ -46,12 +52,12 @@ class PromptLookup:
         if self._pause:
             self._pause -= 1
             return []
-        for length in _LENGTHS:
-            place = self._found.get(tuple(self._tokens[-length:]))
-            if place is not None:
-                since = self._tokens[place:]  # repeated, should it be shorter than the guess
-                return list(islice(cycle(since), max(0, min(most, self._most))))
-        return []
+        found = (self._found.get(tuple(self._tokens[-length:])) for length in _LENGTHS)
+        self._source = next((place for place in found if place is not None), self._source)
+        if self._source is None:
+            return []
+        since = self._tokens[self._source :]  # repeated, should it be shorter than the guess
+        return list(islice(cycle(since), max(0, min(most, _SIZES[self._size]))))
 
     def learn(self, guessed: int, right: int) -> None:
         """Hear how many tokens of a guess were right."""
@@ -59,4 +65,16 @@ class PromptLookup:
             return
         self._misses = 0 if right else min(self._misses + 1, len(_PAUSES) - 1)
         self._pause = _PAUSES[self._misses]
-        self._most = min(2 * self._most, MOST) if right == guessed else max(right, _FIRST)
+        if right == guessed:
+            self._size = min(self._size + 1, len(_SIZES) - 1)
+        elif right < guessed / 2:
+            self._size = max(self._size - 1, 0)
+
+    def _follow(self, token: int) -> None:
+        """Go on in what is being copied; a token that differs may stand in place of another."""
+        if self._source is None:
+            return
+        self._edited = 0 if self._tokens[self._source] == token else self._edited + 1
+        self._source += 1
+        if self._edited > _EDITED or self._source >= len(self._tokens):
+            self._source, self._edited = None, 0

@@ -130,7 +130,7 @@ def test_it_is_on_where_it_changes_nothing(repeating):
 
 def test_the_latest_and_longest_match_wins():
     lookup = PromptLookup([1, 2, 3, 10, 11, 0, 1, 2, 3, 20, 21, 22, 23, 24, 1, 2, 3])
-    assert lookup.guess(15) == [20, 21, 22, 23]
+    assert lookup.guess(15) == [20, 21, 22]
     assert lookup.guess(2) == [20, 21]
     assert lookup.guess(0) == []
     longer = [9, 9, 9, 9, 9, 1, 2, 3]
@@ -146,7 +146,7 @@ def test_nothing_suggests_nothing():
 def test_what_repeats_goes_on_repeating():
     lookup = PromptLookup([4, 5, 4, 5, 4])
     lookup.extend([5])
-    assert lookup.guess(9) == [4, 5, 4, 5]
+    assert lookup.guess(9) == [4, 5, 4]
 
 
 def test_right_guesses_grow_and_wrong_ones_pause():
@@ -156,12 +156,22 @@ def test_right_guesses_grow_and_wrong_ones_pause():
         guess = lookup.guess(99)
         sizes.append(len(guess))
         lookup.learn(len(guess), len(guess))
-    assert sizes == [4, 8, MOST, MOST]
+    assert sizes == [3, 7, MOST, MOST]
     pauses = []
-    for _ in range(5):
+    for _ in range(6):
         silent = 0
         while not lookup.guess(99):
             silent += 1
         pauses.append(silent)
         lookup.learn(4, 0)
     assert pauses[0] == 0 and all(a <= b for a, b in pairwise(pauses)) and pauses[-1] >= 64
+
+
+def test_behind_a_replaced_token_the_copy_goes_on():
+    lookup = PromptLookup(range(30))
+    lookup.extend([5, 6, 7])
+    assert lookup.guess(3) == [8, 9, 10]
+    lookup.extend([8, 99])
+    assert lookup.guess(3) == [10, 11, 12]
+    lookup.extend([97, 96])
+    assert lookup.guess(3) == []
