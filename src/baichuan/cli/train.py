@@ -62,6 +62,11 @@ def run_train(arguments: Sequence[str]) -> None:
     recipe = parse(arguments)
     if recipe.task.preview:
         _preview(recipe)
+    elif recipe.task.plan:
+        from baichuan.cli.plan import print_plan
+        from baichuan.train.plan import plan
+
+        print_plan(plan(recipe))
     else:
         from baichuan.train.run import run
 
