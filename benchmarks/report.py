@@ -379,6 +379,37 @@ def _network_bytes(hidden: int, inner: int, layers: int, scheme: Scheme | None) 
     return layers * layer + head + 2 * _VOCABULARY * hidden + 2 * hidden
 
 
+def finetuning(chinese: bool) -> str:
+    """Fine-tuning beside the network as it was published, and the 13B in int4."""
+    head = (
+        ("微调，每行 2,048 词元", "本项目", "2023 年发布的写法", "速度", "内存")
+        if chinese
+        else (
+            "fine-tuning, rows of 2,048",
+            "this package",
+            "as published in 2023",
+            "speed",
+            "memory",
+        )
+    )
+    body: list[tuple[str, ...]] = []
+    for name in ("small", "wide"):
+        figures = _read(f"finetuning_{name}")
+        cells = [_training(figures["runs"][way]) for way in ("ours", "published")]
+        ratios = (f"{figures['speed_ratio']:.2f}x", f"{figures['memory_ratio']:.2f}x")
+        body.append((figures["what"], *cells, *ratios))
+    whole = _read("finetuning_qlora")
+    seconds = f"{whole['seconds_per_step']:.0f} s a step, {whole['peak_memory_gb']:.1f} GB"
+    body.append((whole["what"], seconds, "—", "", ""))
+    return _rows(head, *body) + _hardware(whole, chinese)
+
+
+def _training(runs: list[dict[str, float]]) -> str:
+    names = ("tokens_per_second", "peak_memory_gb")
+    speed, memory = (statistics.median(run[name] for run in runs) for name in names)
+    return f"{speed:.0f} tokens/s, {memory:.1f} GB"
+
+
 _TABLES: dict[str, Callable[[bool], str]] = {
     "formats": formats,
     "compare": compare,
@@ -389,6 +420,7 @@ _TABLES: dict[str, Callable[[bool], str]] = {
     "full_size": full_size,
     "attention": attention,
     "conversation": conversation,
+    "finetuning": finetuning,
     "evaluation": evaluation,
     "quality_smollm": partial(quality, case_name="SmolLM2-135M"),
     "quality_smollm_grid": partial(quality, case_name="SmolLM2-135M on its Q4_1 grid"),
