@@ -19,6 +19,8 @@ from baichuan.errors import UsageError
 from baichuan.language import phrase, translate
 
 _LEAST_TEMPERATURE = 0.000001
+#: Beyond it, divided logits may leave float32's range, and no probabilities are left.
+_LEAST_PENALTY = 0.0001
 _SEEDS = 2**63
 #: Largest presence and frequency penalty, as in the API that they come from.
 _MOST_PENALTY = 2.0
@@ -51,7 +53,8 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches p; 1 keeps all.
         min_p: drop tokens below this share of the likeliest one's probability; 0 keeps all.
         repetition_penalty: logits of tokens already in prompt or answer are divided by this if
-            positive, multiplied if negative (Keskar et al. 2019, arXiv 1909.05858); 1 is off.
+            positive, multiplied if negative (Keskar et al. 2019, arXiv 1909.05858); 1 is off. From
+            0.0001 to 10000.
         presence_penalty: is subtracted from the logits of tokens that the answer has; 0 is off.
         frequency_penalty: is subtracted from them once for each time; 0 is off.
         seed: makes sampling repeatable; None draws a fresh seed.
@@ -89,10 +92,10 @@ class SamplingParams:
         _require(0 < self.top_p <= 1, "top_p", self.top_p, phrase("above 0 and at most 1"))
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, phrase("from 0 to 1"))
         _require(
-            0 < self.repetition_penalty < math.inf,
+            _LEAST_PENALTY <= self.repetition_penalty <= 1 / _LEAST_PENALTY,
             "repetition_penalty",
             self.repetition_penalty,
-            phrase("a number above 0"),
+            phrase("from 0.0001 to 10000"),
         )
         for name in ("presence_penalty", "frequency_penalty"):
             penalty = getattr(self, name)

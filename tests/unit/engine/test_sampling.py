@@ -189,7 +189,7 @@ def test_logprobs_are_those_of_the_plain_logits():
         *(("top_k", v) for v in (-1, 2.5)),
         *(("top_p", v) for v in (0, -0.5, 1.01, math.nan)),
         *(("min_p", v) for v in (-0.1, 1.5, math.nan)),
-        *(("repetition_penalty", v) for v in (0, -1.0, math.inf, math.nan)),
+        *(("repetition_penalty", v) for v in (0, 5e-324, 1e300, -1.0, math.inf, math.nan)),
         *(("presence_penalty", v) for v in (-2.1, 3, math.nan)),
         *(("frequency_penalty", v) for v in (-2.1, math.inf)),
         *(("seed", v) for v in (-1, 2**63, 1.5)),
