@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from baichuan import transcript
-from baichuan.engine.steps import Step
 from baichuan.engine.sampling import SamplingParams
+from baichuan.engine.steps import Step
 from baichuan.errors import PromptError
 from baichuan.language import translate
 from baichuan.model.network import BaichuanForCausalLM

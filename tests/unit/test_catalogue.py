@@ -30,6 +30,7 @@ ERRORS = {
 PHRASES = {
     ("cli/commands.py", "command.purpose"),
     ("cli/commands.py", "_KEYS"),
+    ("cli/plan.py", "text"),
     ("cli/train.py", "_OTHERS"),
     ("cli/train.py", "_USAGE"),
     ("cli/train.py", "flag.metadata['help']"),

@@ -44,14 +44,18 @@ def print_plan(plan: Plan) -> None:
     console = Console(highlight=False)
     console.print(table)
     if plan.fits is not None and plan.capacity is not None:
-        sentence = phrase("That fits into {capacity}.")
-        if not plan.fits:
-            sentence = phrase(
-                "That is more than {capacity}. What helps: --gradient_checkpointing, a smaller "
-                "--per_device_train_batch_size or --cutoff_len, ZeRO-3 or --fsdp on more GPUs, "
-                "--finetuning_type lora, --bits 4."
-            )
-        console.print(translate(sentence, capacity=_gb(plan.capacity)), soft_wrap=True)
+        console.print(_verdict(plan.fits, _gb(plan.capacity)), soft_wrap=True)
+
+
+def _verdict(fits: bool, capacity: str) -> str:
+    if fits:
+        return translate("That fits into {capacity}.", capacity=capacity)
+    return translate(
+        "That is more than {capacity}. What helps: --gradient_checkpointing, a smaller "
+        "--per_device_train_batch_size or --cutoff_len, ZeRO-3 or --fsdp on more GPUs, "
+        "--finetuning_type lora, --bits 4.",
+        capacity=capacity,
+    )
 
 
 def _gb(size: float) -> str:

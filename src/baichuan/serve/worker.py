@@ -21,9 +21,10 @@ from transformers.utils.logging import disable_progress_bar
 from baichuan.checkpoint.load import load
 from baichuan.engine.cache import DecoderModel
 from baichuan.engine.detokenize import Decode
-from baichuan.engine.loop import Engine, Step
+from baichuan.engine.loop import Engine
 from baichuan.engine.runner import Request, Runner
 from baichuan.engine.sampling import SamplingParams
+from baichuan.engine.steps import Step
 from baichuan.errors import (
     BaichuanError,
     ContextLengthError,

@@ -154,7 +154,7 @@ class _Spread:
 
 
 def _offloads(zero: Mapping[str, Any], name: str) -> bool:
-    return (zero.get(name) or {}).get("device", "none") != "none"
+    return bool((zero.get(name) or {}).get("device", "none") != "none")
 
 
 def _deepspeed(given: Any) -> Mapping[str, Any]:
@@ -266,7 +266,7 @@ def _quantized_bytes(bits: int, config: BaichuanConfig, layer: Layer, held: int)
 
 def _positions(recipe: Recipe) -> int:
     rows = recipe.training.per_device_train_batch_size
-    return rows * recipe.data.cutoff_len * (2 if recipe.method.stage == "dpo" else 1)
+    return int(rows * recipe.data.cutoff_len * (2 if recipe.method.stage == "dpo" else 1))
 
 
 def _activation_bytes(recipe: Recipe, config: BaichuanConfig, layer: Layer) -> tuple[float, float]:
