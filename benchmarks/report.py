@@ -9,23 +9,26 @@ A document marks where a table goes: <!-- figures: NAME --> up to <!-- end -->.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import re
-import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from baichuan.kernels.layout import packed_shapes
-from baichuan.quant.scheme import Scheme
+from tables import (
+    attention,
+    compare,
+    conversation,
+    evaluation,
+    finetuning,
+    formats,
+    full_size,
+    quality,
+    speculation,
+)
+from tables_serving import serving_llama, serving_load, serving_prefix, serving_soak
 
-RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-#: Of the 13B and the 7B: hidden and inner columns, layers.
-_SHAPES, _VOCABULARY = ((5120, 13696, 40), (4096, 11008, 32)), 64000
 _PLACE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -47,369 +50,6 @@ def main() -> None:
         sys.exit(f"{', '.join(stale)}: figures differ from benchmarks/results; run report.py.")
 
 
-def _read(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-    return content
-
-
-def _rows(*rows: tuple[object, ...]) -> str:
-    head, *body = ("| " + " | ".join(map(str, row)) + " |" for row in rows)
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
-
-
-def _hardware(figures: dict[str, Any], chinese: bool) -> str:
-    """Name the machine under a table."""
-    m = figures["machine"]
-    where = f"{m['cpu']}, {m['threads']} / {m['cores']}"
-    if chinese:
-        return f"\n硬件：{where} 核，{m['memory_gb']} GB 内存，torch {m['versions']['torch']}。\n"
-    return f"\n{where} cores, {m['memory_gb']} GB, torch {m['versions']['torch']}.\n"
-
-
-def full_size(chinese: bool) -> str:
-    """Loading and speed of the network at full width in bfloat16."""
-    some, whole = _read("full_size_8"), _read("full_size_40")
-    speed = {n: some[f"prefill_{n}_tokens_per_second"]["median"] for n in (128, 512)}
-    decode = some["decode_after_512_tokens_per_second"]["median"]
-    words = (
-        ("bfloat16，随机权重", "8 层（全宽）", "全部 40 层")
-        if chinese
-        else ("bfloat16, random weights", "8 layers, full width", "all 40 layers")
-    )
-    names = (
-        ("载入", "自有内存", "文件", "prefill 128 / 512", "decode，512 之后")
-        if chinese
-        else ("loading", "memory of its own", "files", "prefill of 128 / 512", "decode after 512")
-    )
-    table = _rows(
-        words,
-        (names[0], f"{some['load_seconds']:.1f} s", f"{whole['load_seconds']:.1f} s"),
-        (names[1], f"{some['load_own_memory_gb']:.1f} GB", f"{whole['load_own_memory_gb']:.1f} GB"),
-        (names[2], f"{some['file_gb']:.1f} GB", f"{whole['file_gb']:.1f} GB"),
-        (names[3], f"{speed[128]:.0f} / {speed[512]:.0f} tokens/s", "—"),
-        (names[4], f"{decode:.2f} tokens/s", "—"),
-    )
-    return table + _hardware(some, chinese)
-
-
-def attention(chinese: bool) -> str:
-    """Memory and time of attention over long prompts, both ways."""
-    figures = _read("attention_memory")
-    rows = {(row["way"], row["tokens"]): row for row in figures["rows"]}
-    head = (
-        ("一层的注意力，token 数", "本项目", "整个 [头, L, L]")
-        if chinese
-        else ("attention of one layer, tokens", "this package", "a whole [heads, L, L]")
-    )
-    body = []
-    for length in sorted({row["tokens"] for row in figures["rows"]}):
-        cells = [rows.get((way, length)) for way in ("ours", "whole_bias")]
-        texts = [f"{c['added_peak_gb']:.2f} GB, {c['seconds']:.2f} s" if c else "—" for c in cells]
-        body.append((f"{length:,}", *texts))
-    return _rows(head, *body) + _hardware(figures, chinese)
-
-
-def evaluation(chinese: bool) -> str:
-    """CMMLU with the demo model, beside one prompt at a time."""
-    f = _read("evaluation_demo")
-    seconds = (f"{f[key]:.0f} s" for key in ("seconds", "seconds_one_by_one"))
-    head = ("CMMLU", "baichuan eval", "transformers", "", "same predictions")
-    row = (f"{f['questions']:,}", *seconds, f"{f['times_as_fast']:.1f}x", f"{f['agreement']:.2%}")
-    h = _read("evaluation_lm_eval")
-    beside = f"\nlm-eval {h['lm_eval']}, {h['questions']} questions: {h['times_as_fast']:.1f}x.\n"
-    return _rows(head, row) + beside + _hardware(f, chinese)
-
-
-def conversation(chinese: bool) -> str:
-    """Time to the first token of some turns of a conversation, with and without its cache."""
-    figures = _read("conversation")
-    head = (
-        ("轮次", "提示 token", "其中新算", "首 token", "没有缓存")
-        if chinese
-        else ("turn", "prompt tokens", "of them computed", "first token", "without the cache")
-    )
-    body = [
-        (
-            row["turn"],
-            row["prompt_tokens"],
-            row["prompt_tokens"] - row["cached_tokens"],
-            f"{row['first_token_seconds']:.2f} s",
-            f"{row['first_token_seconds_without']:.2f} s",
-        )
-        for row in figures["rows"]
-        if row["turn"] in (1, 2, 5, 10)
-    ]
-    return _rows(head, *body) + _hardware(figures, chinese)
-
-
-def quality(chinese: bool, case_name: str) -> str:
-    """What each format loses on one network and text, sorted by stored bits."""
-    figures = _read("quality")
-    case = next(case for case in figures["cases"] if case["case"] == case_name)
-    head = (
-        ("格式", "存储位数", "KL", "KL 中位数", "KL 99 %", "首选一致", "困惑度", "KL，实际运行")
-        if chinese
-        else (
-            "format",
-            "stored bits",
-            "KL",
-            "median",
-            "99 %",
-            "same likeliest",
-            "perplexity",
-            "KL as run",
-        )
-    )
-    body = []
-    for row in sorted(case["formats"], key=lambda row: row["stored_bits"]):
-        loss, run = row["weights"], row["as_run"]
-        body.append(
-            (
-                row["format"] if row["by"] == "ours" else f"*llama.cpp {row['format']}*",
-                f"{row['stored_bits']:.2f}",
-                f"{loss['kl']:.2g} ± {loss['kl_error']:.1g}",
-                f"{loss['kl_median']:.2g}",
-                f"{loss['kl_99']:.2g}",
-                f"{loss['same_likeliest']:.2%}",
-                f"{loss['perplexity_change']:+.2%}",
-                f"{run['kl']:.2g}" if run else "—",
-            )
-        )
-    return _rows(head, *body) + _hardware(figures, chinese)
-
-
-def compare(chinese: bool) -> str:
-    """Speed and memory at 13B's geometry beside llama.cpp and OpenVINO, measured in turns."""
-    head = ("13B", "baichuan", "llama.cpp", "", "OpenVINO i4")
-    names = (
-        (
-            "int4，512 个 token 的 prefill",
-            "int4，512 个 token 之后 decode",
-            "int8，512 个 token 之后 decode",
-            "int4，内存峰值，缓存 2,048 个 token",
-            "int8，内存峰值，缓存 2,048 个 token",
-            "int4，从启动到首个 token",
-        )
-        if chinese
-        else (
-            "int4, prefill of 512",
-            "int4, decode after 512",
-            "int8, decode after 512",
-            "int4, peak memory, 2,048 in the cache",
-            "int8, peak memory, 2,048 in the cache",
-            "int4, process start to first token",
-        )
-    )
-    prefill = _read("compare_int4_prefill")
-    linears = f"{prefill['tokens_per_second']['openvino']['median']:.0f} tokens/s"
-    linears += "（仅线性层）" if chinese else " (linears alone)"
-    body = [
-        (names[0], *_speeds(prefill), linears),
-        (names[1], *_speeds(_read("compare_int4_decode")), "—"),
-        (names[2], *_speeds(_read("compare_int8_decode")), "—"),
-        (names[3], *_peaks(_read("compare_int4_memory")), "—"),
-        (names[4], *_peaks(_read("compare_int8_memory")), "—"),
-        (names[5], *_starts(_read("compare_int4_cold")), "—"),
-    ]
-    return _rows(head, *body) + _together(chinese) + _hardware(prefill, chinese)
-
-
-def _speeds(figures: dict[str, Any]) -> tuple[str, str, str]:
-    """Give ours, the better one of llama.cpp's two kinds of attention, and the ratio."""
-    speeds = {n: s["median"] for n, s in figures["tokens_per_second"].items()}
-    llama = max(speed for n, speed in speeds.items() if n.startswith("llama"))
-    ours = f"{speeds['baichuan']:.3g} tokens/s"
-    return ours, f"{llama:.3g} tokens/s", _times(figures["ratio_to_llama"])
-
-
-def _times(ratio: dict[str, float]) -> str:
-    spread = f"{ratio['lower_quartile']:.2f}–{ratio['upper_quartile']:.2f}"
-    return f"{ratio['median']:.2f}x ({spread})"
-
-
-def _peaks(figures: dict[str, Any]) -> tuple[str, str, str]:
-    ours, llama = (figures[name]["peak_gb"] for name in ("baichuan", "llama"))
-    return f"{ours:.1f} GB", f"{llama:.1f} GB", f"{ours / llama:.2f}x"
-
-
-def _starts(figures: dict[str, Any]) -> tuple[str, str, str]:
-    ours, llama = (figures["seconds"][name]["median"] for name in ("baichuan", "llama"))
-    return f"{ours:.1f} s", f"{llama:.1f} s", _times(figures["ratio_to_llama"])
-
-
-def _together(chinese: bool) -> str:
-    """Say what several sequences at once give."""
-    figures = _read("compare_int4_batch")
-    one, many = (figures["tokens_per_second"][name]["median"] for name in ("one", "many"))
-    ratio = _times(figures["ratio_to_one"])
-    if chinese:
-        return (
-            f"\nint4 同时生成 8 个序列（缓存各 512 个 token）：合计 {many:.3g} tokens/s，单个序列 "
-            f"{one:.3g} tokens/s：{ratio}。llama.cpp 的格式：Q4_0 与 Q8_0。\n"
-        )
-    return (
-        f"\nEight sequences at once in int4, each behind 512 tokens: {many:.3g} tokens/s together, "
-        f"{one:.3g} tokens/s for one alone: {ratio}. llama.cpp's formats are Q4_0 and Q8_0.\n"
-    )
-
-
-def serving_load(chinese: bool) -> str:
-    """Requests at our server, side by side and one after another."""
-    head = (
-        ("请求", "同时 16 个", "逐个", "", "首词元 p50 / p95", "与逐个时相同的回答")
-        if chinese
-        else (
-            "200 requests",
-            "16 at a time",
-            "one after another",
-            "",
-            "first token p50 / p95",
-            "answers as alone",
-        )
-    )
-    body = []
-    for name in ("demo", "wide"):
-        figures = _read(f"serving_{name}")
-        together, alone = figures["together"], figures["one_after_another"]
-        same = together["requests"] - len(figures["answers_that_differ"])
-        body.append(
-            (
-                figures["what"],
-                f"{together['tokens_per_second']:.0f} tokens/s",
-                f"{alone['tokens_per_second']:.0f} tokens/s",
-                f"{together['tokens_per_second'] / alone['tokens_per_second']:.1f}x",
-                _firsts(together),
-                f"{same} / {together['requests']}",
-            )
-        )
-    return _rows(head, *body) + _hardware(figures, chinese)
-
-
-def serving_llama(chinese: bool) -> str:
-    """Our server and llama.cpp's under the same requests, medians of the rounds."""
-    head = (
-        ("同时 8 个请求", "提示词元数", "tokens/s", "首词元 p50 / p95")
-        if chinese
-        else ("8 requests at a time", "tokens of prompts", "tokens/s", "first token p50 / p95")
-    )
-    rows = []
-    for figure, lengths in (("serving_llama", "8-128"), ("serving_llama_long", "16-1,024")):
-        figures = _read(figure)
-        for name, shown in _SERVERS.items():
-            rounds = figures["rounds"][name]
-            middle = {field: statistics.median(run[field] for run in rounds) for field in rounds[0]}
-            rows.append((shown, lengths, f"{middle['tokens_per_second']:.1f}", _firsts(middle)))
-        speed, first = (statistics.median(figures[f"ratio_of_{n}"]) for n in _RATIOS)
-        ratio = "相比" if chinese else "ratio"
-        rows.append((ratio, lengths, f"{speed:.2f}x", f"p95 {first:.2f}x"))
-    return _rows(head, *rows) + _hardware(figures, chinese)
-
-
-_SERVERS = {"baichuan": "baichuan serve, int4", "llama": "llama-server -np 8, Q4_0"}
-_RATIOS = ("tokens_per_second", "first_token_p95")
-
-
-def serving_prefix(chinese: bool) -> str:
-    """Time to the first token where a beginning was computed before."""
-    figures = _read("serving_prefix")
-    first, second = (figures["first_token_seconds"][name] for name in ("first", "second"))
-    head = (
-        ("1,000 个相同词元 + 24 个不同", "首词元", "")
-        if chinese
-        else ("1,000 shared tokens, 24 others", "first token", "")
-    )
-    words = ("第一个请求", "其后的请求") if chinese else ("the first request", "the next one")
-    return _rows(
-        head,
-        (words[0], f"{first:.2f} s", ""),
-        (words[1], f"{second:.2f} s", f"{figures['bars'][0]['measured']:.2f} of it"),
-    ) + _hardware(figures, chinese)
-
-
-def serving_soak(chinese: bool) -> str:
-    """What came of misuse."""
-    figures = _read("serving_soak")
-    sums: dict[str, int] = {}
-    for statuses in figures["statuses"].values():
-        for status, count in statuses.items():
-            sums[status] = sums.get(status, 0) + count
-    head = ("请求", "分钟", *sums) if chinese else ("requests", "minutes", *sums)
-    counts = tuple(f"{count:,}" for count in sums.values())
-    row = (f"{figures['requests']:,}", f"{figures['minutes']:.0f}", *counts)
-    return _rows(head, row) + _hardware(figures, chinese)
-
-
-def _firsts(run: dict[str, float]) -> str:
-    return f"{run['first_token_p50']:.2f} / {run['first_token_p95']:.2f} s"
-
-
-def formats(chinese: bool) -> str:
-    """Bytes of each format: of 16 rows of 256 columns, and of whole networks."""
-    head = (
-        ("格式", "16 × 256 权重：编码", "缩放系数", "每权重位数", "13B", "7B")
-        if chinese
-        else ("format", "16 x 256 weights: codes", "scales", "bits per weight", "13B", "7B")
-    )
-    body = []
-    for scheme in (Scheme(8, None), Scheme(8, 32), *(Scheme(4, n) for n in (256, 128, 64, 32))):
-        codes, scales = _bytes(16, 256, scheme)
-        size = f", groups of {scheme.group_size}" if scheme.group_size else ""
-        bits = f"{scheme.stored_bits(5120):.4g}"
-        totals = [f"{_network_bytes(*shape, scheme) / 1e9:.2f} GB" for shape in _SHAPES]
-        body.append((f"int{scheme.bits}{size}", f"{codes:,}", scales, bits, *totals))
-    plain = [f"{_network_bytes(*shape, None) / 1e9:.2f} GB" for shape in _SHAPES]
-    return _rows(head, *body, ("bfloat16", f"{16 * 256 * 2:,}", "—", "16", *plain))
-
-
-def _bytes(rows: int, columns: int, scheme: Scheme | None) -> tuple[int, int]:
-    """Bytes of a matrix: codes (or weights) and scales."""
-    if scheme is None:
-        return 2 * rows * columns, 0
-    codes, scales = packed_shapes(
-        rows, columns, scheme.bits, scheme.columns_per_group, scheme.per_row
-    )
-    return math.prod(codes), 2 * math.prod(scales)
-
-
-def _network_bytes(hidden: int, inner: int, layers: int, scheme: Scheme | None) -> int:
-    """Bytes of a network with an int8 head, and embedding and norms in bfloat16."""
-    shapes = ((3 * hidden, hidden), (hidden, hidden), *[(inner, hidden)] * 2, (hidden, inner))
-    layer = sum(sum(_bytes(*shape, scheme)) for shape in shapes) + 4 * hidden
-    head = sum(_bytes(_VOCABULARY, hidden, Scheme(8, None) if scheme else None))
-    return layers * layer + head + 2 * _VOCABULARY * hidden + 2 * hidden
-
-
-def finetuning(chinese: bool) -> str:
-    """Fine-tuning beside the network as it was published, and the 13B in int4."""
-    head = (
-        ("微调，每行 2,048 词元", "本项目", "2023 年发布的写法", "速度", "内存")
-        if chinese
-        else (
-            "fine-tuning, rows of 2,048",
-            "this package",
-            "as published in 2023",
-            "speed",
-            "memory",
-        )
-    )
-    body: list[tuple[str, ...]] = []
-    for name in ("small", "wide"):
-        figures = _read(f"finetuning_{name}")
-        cells = [_training(figures["runs"][way]) for way in ("ours", "published")]
-        ratios = (f"{figures['speed_ratio']:.2f}x", f"{figures['memory_ratio']:.2f}x")
-        body.append((figures["what"], *cells, *ratios))
-    whole = _read("finetuning_qlora")
-    seconds = f"{whole['seconds_per_step']:.0f} s a step, {whole['peak_memory_gb']:.1f} GB"
-    body.append((whole["what"], seconds, "—", "", ""))
-    return _rows(head, *body) + _hardware(whole, chinese)
-
-
-def _training(runs: list[dict[str, float]]) -> str:
-    names = ("tokens_per_second", "peak_memory_gb")
-    speed, memory = (statistics.median(run[name] for run in runs) for name in names)
-    return f"{speed:.0f} tokens/s, {memory:.1f} GB"
-
-
 _TABLES: dict[str, Callable[[bool], str]] = {
     "formats": formats,
     "compare": compare,
@@ -421,6 +61,7 @@ _TABLES: dict[str, Callable[[bool], str]] = {
     "attention": attention,
     "conversation": conversation,
     "finetuning": finetuning,
+    "speculation": speculation,
     "evaluation": evaluation,
     "quality_smollm": partial(quality, case_name="SmolLM2-135M"),
     "quality_smollm_grid": partial(quality, case_name="SmolLM2-135M on its Q4_1 grid"),
