@@ -2,10 +2,13 @@
 
 import json
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.conftest import tiny_config
+from transformers.integrations import peft as integration
 
 import baichuan
 from baichuan.errors import CheckpointError, UsageError
@@ -69,6 +72,10 @@ def test_peft_itself_loads_it(adapted):
     assert torch.equal(logits(again), logits(model))
 
 
+@pytest.mark.skipif(
+    Version(peft.__version__) < Version(integration.MIN_PEFT_VERSION),
+    reason=f"this transformers wants peft {integration.MIN_PEFT_VERSION} for its own ways",
+)
 def test_transformers_own_ways_work(kind, adapted):
     model, directory = adapted
     loaded = network(*kind)
