@@ -63,7 +63,7 @@ class AttendCall(ctypes.Structure):
     _fields_ = (
         *((n, _POINTER) for n in ("query", "key", "value", "out", "blocks", "counts", "slopes")),
         *((n, _POINTER) for n in ("cos", "sin")),
-        *((n, _INT64) for n in ("sequences", "heads", "width", "block", "layer")),
+        *((n, _INT64) for n in ("rows", "heads", "width", "block", "layer")),
         *((n, _INT64) for n in ("query_stride", "key_stride", "value_stride")),
         *((n, _INT32) for n in ("dtype", "level")),
     )

@@ -148,7 +148,7 @@ def attend_call(
         slopes=_address(slopes),
         cos=_address(cos),
         sin=_address(sin),
-        sequences=len(caches.counts),
+        rows=len(caches.counts),
         heads=caches.shape[2],
         width=caches.shape[4],
         block=BLOCK,
