@@ -128,23 +128,29 @@ void check_linear(int64_t rows, int64_t columns, int64_t outputs, int64_t group,
   compare(call, static_cast<int64_t>(residual.size()), &Linear::y, "linear");
 }
 
-void check_attend(int64_t heads, int64_t width, const std::vector<int64_t>& held, int32_t dtype, bool alibi) {
+void check_attend(int64_t heads, int64_t width, const std::vector<int64_t>& held, int64_t each, int32_t dtype,
+                  bool alibi) {  // `each` newest rows of every sequence
   constexpr int64_t kPositions = 4, kLayers = 2;  // of a block
-  const int64_t sequences = static_cast<int64_t>(held.size()), numbers = heads * width;
-  const auto packed = random_floats(sequences * 3 * numbers, dtype, 2.0f);
+  const int64_t rows = static_cast<int64_t>(held.size()) * each, numbers = heads * width;
+  const auto packed = random_floats(rows * 3 * numbers, dtype, 2.0f);
   const auto slopes = random_floats(heads, kFloat32, 0.5f);
-  const auto angles = random_floats(sequences * (width / 2), kFloat32, 1.0f);
+  const auto angles = random_floats(rows * (width / 2), kFloat32, 1.0f);
   std::vector<std::vector<uint8_t>> blocks;
   std::vector<std::vector<void*>> tables;
   std::vector<void* const*> pointers;
+  std::vector<int64_t> counts;
   for (const int64_t count : held) {
     tables.emplace_back();
-    for (int64_t first = 0; first <= count; first += kPositions) {
+    for (int64_t first = 0; first < count + each; first += kPositions) {
       blocks.push_back(random_floats(kLayers * 2 * kPositions * numbers, dtype, 2.0f));
       tables.back().push_back(blocks.back().data());
     }
   }
-  for (const auto& table : tables) pointers.push_back(table.data());
+  for (size_t i = 0; i < held.size(); ++i)
+    for (int64_t newer = 0; newer < each; ++newer) {
+      pointers.push_back(tables[i].data());
+      counts.push_back(held[i] + newer);
+    }
   const int64_t size = size_of(dtype);
   Attend call = {};
   call.query = packed.data();
@@ -152,16 +158,16 @@ void check_attend(int64_t heads, int64_t width, const std::vector<int64_t>& held
   call.value = packed.data() + 2 * numbers * size;
   call.query_stride = call.key_stride = call.value_stride = 3 * numbers;
   call.blocks = pointers.data();
-  call.counts = held.data();
+  call.counts = counts.data();
   call.slopes = alibi ? reinterpret_cast<const float*>(slopes.data()) : nullptr;
   if (!alibi && width % 2 == 0) call.cos = call.sin = reinterpret_cast<const float*>(angles.data());
-  call.sequences = sequences;
+  call.rows = rows;
   call.heads = heads;
   call.width = width;
   call.block = kPositions;
   call.layer = kLayers - 1;
   call.dtype = dtype;
-  compare(call, sequences * numbers * size, &Attend::out, "attend");
+  compare(call, rows * numbers * size, &Attend::out, "attend");
 }
 
 }  // namespace
@@ -177,7 +183,10 @@ int main() {
   check_linear(kMostRows + 1, 65, 33, 64, 1);  // two passes
   for (const int32_t dtype : {kFloat32, kBFloat16})
     for (const int64_t width : {1, 7, 16, 33})
-      for (const int64_t heads : {1, 7}) check_attend(heads, width, {0, 1, 3, 4, 31, 100}, dtype, heads > 1);
+      for (const int64_t heads : {1, 7}) {
+        check_attend(heads, width, {0, 1, 3, 4, 31, 100}, 1, dtype, heads > 1);
+        check_attend(heads, width, {0, 2, 29}, 7, dtype, heads > 1);
+      }
   std::printf("%d comparisons\n", compared);
   return 0;
 }
