@@ -345,6 +345,11 @@ class DecoderModel(Protocol):
         """Whether short chunks give, to the last bit, what their tokens give one by one."""
         ...
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids, and of logits."""
+        ...
+
     def new_pool(self, limit: int | None = None) -> BlockPool:
         """Give a pool of blocks that fit this network."""
         ...

@@ -19,7 +19,7 @@ from baichuan.engine.cache import Chunk, DecoderModel, SequenceCache, blocks_for
 from baichuan.engine.detokenize import Decode, IncrementalDetokenizer, StopStrings
 from baichuan.engine.prefix import PrefixCache
 from baichuan.engine.sampling import Sampler, SamplingParams
-from baichuan.engine.speculation import MOST, PromptLookup
+from baichuan.engine.speculation import MOST, Guesser, Speculation
 from baichuan.engine.steps import CacheUse, FinishReason, Step, Usage
 from baichuan.errors import UsageError
 from baichuan.kernels.paged import BLOCK
@@ -41,8 +41,7 @@ class _Sequence:
     sampler: Sampler
     detokenizer: IncrementalDetokenizer
     stops: StopStrings
-    lookup: PromptLookup | None
-    guess: list[int] = field(default_factory=list)
+    guesser: Guesser | None
     answer: list[int] = field(default_factory=list)
     started: float | None = None
     first_token: float = 0.0
@@ -59,6 +58,11 @@ class _Sequence:
         if held < len(self.prompt):
             return self.prompt[held:]
         return self.answer[held - len(self.prompt) :]
+
+    @property
+    def guess(self) -> list[int]:
+        """Tokens guessed behind the newest, for the pass that is under way."""
+        return [] if self.guesser is None else self.guesser.guess
 
     def usage(self, now: float) -> Usage:
         assert self.started is not None, "usage is asked for after the first pass"
@@ -86,6 +90,7 @@ class Engine:
         prefill_chunk: int = PREFILL_CHUNK,
         cache_tokens: int | None = None,
         speculate: bool | None = None,
+        draft: DecoderModel | None = None,
     ) -> None:
         """Take a model to run.
 
@@ -98,11 +103,14 @@ class Engine:
                 used to keep beginnings of earlier requests. None: no bound, nothing is kept.
             speculate: whether to guess tokens that the text suggests and check several in a pass.
                 None: where that changes nothing but the speed, which is where the model has
-                `exact_rows`; elsewhere rounding may decide differently between two equally likely
-                tokens.
+                `exact_rows`, and where a draft is given; elsewhere rounding may decide differently
+                between two equally likely tokens, as in any batch.
+            draft: a small model of the same vocabulary, which guesses where the text suggests
+                nothing.
 
         Raises:
-            UsageError: one of the numbers is below 1.
+            UsageError: one of the numbers is below 1, or the draft has another vocabulary or may
+                not guess.
         """
         for name, given in (("prefill_chunk", prefill_chunk), ("cache_tokens", cache_tokens)):
             if given is not None and given < 1:
@@ -112,7 +120,7 @@ class Engine:
         self._prefill_chunk = prefill_chunk
         self._pool = model.new_pool(None if cache_tokens is None else blocks_for(cache_tokens))
         self._prefixes = None if cache_tokens is None else PrefixCache(self._pool)
-        self._speculates = model.exact_rows if speculate is None else speculate
+        self._speculation = Speculation(model, prefill_chunk, speculate, draft)
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}
         self.failed: dict[int, Exception] = {}
@@ -153,6 +161,7 @@ class Engine:
         if any(cache is sequence.cache for sequence in self._running.values()):
             raise UsageError("The cache is in use by a running request; give each its own.")
         number, self._next_number = self._next_number, self._next_number + 1
+        sampler = Sampler(params, prompt)
         sequence = _Sequence(
             number=number,
             prompt=list(prompt),
@@ -160,10 +169,10 @@ class Engine:
             cache=SequenceCache(self._pool) if cache is None else cache,
             own_cache=cache is None,
             cached=0 if cache is None else cache.reuse(prompt),
-            sampler=Sampler(params, prompt),
+            sampler=sampler,
             detokenizer=IncrementalDetokenizer(self._decode),
             stops=StopStrings(params.stop),
-            lookup=PromptLookup(prompt) if self._speculates else None,
+            guesser=self._speculation.begin(prompt, sampler),
         )
         if cache is None and self._pool.limit is not None:
             self._refuse_what_never_fits(sequence, self._pool.limit)
@@ -177,7 +186,9 @@ class Engine:
         sequence = self._running.pop(request, None)
         if sequence is None:
             self._waiting = deque(w for w in self._waiting if w.number != request)
-        elif sequence.own_cache:
+            return
+        self._speculation.end(sequence.guesser)
+        if sequence.own_cache:
             if self._prefixes is not None:
                 self._prefixes.keep(sequence.cache)
             sequence.cache.truncate(0)
@@ -196,6 +207,7 @@ class Engine:
         sequences, chunks = self._plan()
         if not chunks:
             return []
+        decoding = all(sequence.answer for sequence in sequences)
         now = time.perf_counter()
         for sequence in sequences:
             if sequence.started is None:
@@ -208,6 +220,9 @@ class Engine:
             except Exception as error:
                 self.cancel(sequence.number)
                 self.failed[sequence.number] = error
+        if decoding:
+            guessed = sum(len(chunk.tokens) - 1 for chunk in chunks)
+            self._speculation.took(time.perf_counter() - now, guessed)
         return steps
 
     def generate(
@@ -282,6 +297,7 @@ class Engine:
         """
         budget = self._prefill_chunk
         sequences, chunks = [], []
+        self._guess()
         for sequence in self._running.values():
             pending = sequence.pending
             if not sequence.answer:
@@ -291,30 +307,31 @@ class Engine:
                 budget -= len(part)
                 chunk = Chunk(part, sequence.cache, logits=int(len(part) == len(pending)))
             else:
-                sequence.guess = self._guess(sequence)
                 tokens = pending + sequence.guess
                 chunk = Chunk(tokens, sequence.cache, logits=len(tokens))
             sequences.append(sequence)
             chunks.append(chunk)
         return sequences, chunks
 
-    def _guess(self, sequence: _Sequence) -> list[int]:
-        """Guess the tokens behind the newest; the fewer, the more requests share the pass."""
-        if sequence.lookup is None:
-            return []
-        allowed = sequence.params.max_tokens - len(sequence.answer) - 1
-        return sequence.lookup.guess(min(allowed, (MOST + 1) // len(self._running) - 1))
+    def _guess(self) -> None:
+        """Guess tokens behind the newest ones; the fewer, the more requests share the pass."""
+        share = (MOST + 1) // max(len(self._running), 1) - 1
+        asked = {}
+        for sequence in self._running.values():
+            if sequence.answer and sequence.guesser is not None:
+                left = sequence.params.max_tokens - len(sequence.answer) - 1
+                asked[sequence.guesser] = max(0, min(share, left))
+        self._speculation.guess(asked)
 
     def _follow(self, sequence: _Sequence, rows: Tensor) -> Iterator[Step]:
         """Choose a token from each row of logits, as long as the pass has guessed the one before.
 
         Args:
-            sequence: with its guess; it holds none afterwards.
+            sequence: with its guess.
             rows: [0, vocabulary] while its prompt is unfinished, else [1 + guessed, vocabulary].
         """
-        guess, sequence.guess = sequence.guess, []
         right = 0
-        for row, guessed in zip(rows, [*guess, None], strict=False):
+        for row, guessed in zip(rows, [*sequence.guess, None], strict=False):
             step = self._choose(sequence, row)
             right += step.token == guessed
             ended = step.finish_reason is not None
@@ -326,8 +343,7 @@ class Engine:
             yield step
             if ended or step.token != guessed:
                 break
-        if sequence.lookup is not None:
-            sequence.lookup.learn(len(guess), right)
+        self._speculation.learn(sequence.guesser, right)
 
     def _choose(self, sequence: _Sequence, logits: Tensor) -> Step:
         """Sample one token, turn it into text and see whether the answer ends with it."""
@@ -335,8 +351,8 @@ class Engine:
         if not sequence.answer and sequence.own_cache and self._prefixes is not None:
             self._prefixes.keep(sequence.cache)  # for those that come while this one is answered
         sequence.answer.append(token)
-        if sequence.lookup is not None:
-            sequence.lookup.extend([token])
+        if sequence.guesser is not None:
+            sequence.guesser.extend([token])
         now = time.perf_counter()
         if len(sequence.answer) == 1:
             sequence.first_token = now

@@ -249,6 +249,10 @@ class Sampler:
         self._remember(token)
         return token, self._logprobs(logits, token)
 
+    def likeliest(self, logits: Tensor) -> int:
+        """Give the token of the largest logit [vocabulary] after penalties; nothing is noted."""
+        return int(self._penalized(logits).argmax())
+
     def _penalized(self, logits: Tensor) -> Tensor:
         params = self.params
         if params.repetition_penalty != 1.0:

@@ -1,17 +1,24 @@
-"""Guesses at the next tokens from what the text already says; one pass of the network checks them.
+"""Guesses at the next tokens, which one pass of the network checks.
 
 Reading a large network's weights takes as long for a few tokens as for one, so tokens that can be
-guessed are nearly free (speculative decoding: Leviathan et al. 2023, arXiv 2211.17192). The guess
-here is what followed the last time that the newest tokens stood in prompt or answer (LLMA: Yang et
-al. 2023, arXiv 2304.04487; "prompt lookup"): right where an answer copies, edits or quotes. The
-loop chooses every token as it would without guesses and drops a guess at the first that differs, so
-that the answer, sampled or not, is the same.
+guessed are nearly free (speculative decoding: Leviathan et al. 2023, arXiv 2211.17192). The first
+guess is what followed the last time that the newest tokens stood in prompt or answer (LLMA: Yang et
+al. 2023, arXiv 2304.04487; "prompt lookup"): right where an answer copies, edits or quotes. Where
+they stood nowhere, a small network may guess (draft.py). The loop chooses every token as it would
+without guesses and drops a guess at the first that differs, so that the answer, sampled or not, is
+the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import cycle, islice
+
+from baichuan.engine.cache import DecoderModel
+from baichuan.engine.draft import Draft, Drafted
+from baichuan.engine.sampling import Sampler
+from baichuan.errors import UsageError
 
 #: How many newest tokens are looked up, the longest first: fewer are found often and mean little.
 _LENGTHS = (8, 3)
@@ -78,3 +85,98 @@ class PromptLookup:
         self._source += 1
         if self._edited > _EDITED or self._source >= len(self._tokens):
             self._source, self._edited = None, 0
+
+
+@dataclass(eq=False)
+class Guesser:
+    """One sequence and what is guessed of it.
+
+    Attributes:
+        lookup, drafted: the sources; the second only where there is a draft.
+        guess: tokens that the pass under way checks, and whether they are the draft's.
+    """
+
+    lookup: PromptLookup
+    drafted: Drafted | None
+    guess: list[int] = field(default_factory=list)
+    by_draft: bool = False
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Take note of tokens that now belong to the text."""
+        self.lookup.extend(tokens)
+        if self.drafted is not None:
+            self.drafted.tokens.extend(tokens)
+
+
+class Speculation:
+    """The guesses of an engine; the arguments are the engine's.
+
+    Raises:
+        UsageError: the draft has another vocabulary, or `speculate` forbids it.
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        prefill_chunk: int,
+        speculate: bool | None,
+        draft: DecoderModel | None,
+    ) -> None:
+        self._model = model
+        self._speculate = speculate
+        self._draft = None
+        if draft is not None:
+            _refuse_draft(model, draft, speculate)
+            self._draft = Draft(draft, prefill_chunk)
+
+    def begin(self, prompt: Sequence[int], sampler: Sampler) -> Guesser | None:
+        """Take a sequence; None where nothing is to be guessed."""
+        allowed = self._speculate
+        if allowed is None:
+            allowed = self._draft is not None or self._model.exact_rows
+        if not allowed:
+            return None
+        drafted = None if self._draft is None else self._draft.begin(prompt, sampler)
+        return Guesser(PromptLookup(prompt), drafted)
+
+    def end(self, guesser: Guesser | None) -> None:
+        """Let a sequence go."""
+        if self._draft is not None and guesser is not None and guesser.drafted is not None:
+            self._draft.end(guesser.drafted)
+
+    def guess(self, asked: Mapping[Guesser, int]) -> None:
+        """Put up to so many tokens into each `guess`; none where nothing suggests any."""
+        for guesser, most in asked.items():
+            guesser.guess, guesser.by_draft = guesser.lookup.guess(most), False
+        if self._draft is None:
+            return
+        silent = {g.drafted: g for g in asked if g.drafted is not None and not g.guess}
+        guesses = self._draft.guess({drafted: asked[g] for drafted, g in silent.items()})
+        for drafted, guess in guesses.items():
+            silent[drafted].guess, silent[drafted].by_draft = guess, True
+
+    def learn(self, guesser: Guesser | None, right: int) -> None:
+        """Hear how many tokens of the guess were right."""
+        if guesser is None or not guesser.guess:
+            return
+        if not guesser.by_draft:
+            guesser.lookup.learn(len(guesser.guess), right)
+        elif self._draft is not None and guesser.drafted is not None:
+            self._draft.learn(guesser.drafted, len(guesser.guess), right)
+
+    def took(self, seconds: float, guessed: int) -> None:
+        """Hear how long a step took without its guessing, and how many tokens it checked."""
+        if self._draft is not None:
+            self._draft.times.large(seconds, guessed)
+
+
+def _refuse_draft(model: DecoderModel, draft: DecoderModel, speculate: bool | None) -> None:
+    if speculate is False:
+        raise UsageError("A draft model was given, but speculation is off; leave one of them out.")
+    if draft.vocabulary != model.vocabulary:
+        raise UsageError(
+            "The draft model knows {draft} tokens, the model {model}; a draft needs the same "
+            "vocabulary.",
+            draft=draft.vocabulary,
+            model=model.vocabulary,
+        )

@@ -248,6 +248,11 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         """Keep the [batch, keys] mask (`generate` would make [batch, 1, positions, buffer])."""
         return attention_mask
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids, and of logits."""
+        return int(self.config.vocab_size)
+
     def new_pool(self, limit: int | None = None) -> BlockPool:
         """Give a pool of cache blocks, for several sequences."""
         return BlockPool(self.config.num_hidden_layers, limit)
