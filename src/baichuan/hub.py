@@ -25,6 +25,8 @@ _WANTED = ("*.json", "*.model", "model*.safetensors")
 _PICKLES = "pytorch_model*.bin"
 #: What data sets are read from; no script that would have to be run.
 _ROWS = ["*.csv", "*.zip", "*.tar"]
+#: Fetched only where the repository has none of these.
+_PARQUET = ["*.parquet"]
 
 
 def local_directory(
@@ -93,6 +95,8 @@ def local_directory(
 def data_directory(name: str) -> Path:
     """Give the directory of a data set of the hub, fetching its archives and CSV files.
 
+    Where it has none of these, its Parquet files are fetched.
+
     Raises:
         DataError: this cannot be a name on the hub.
         DownloadError: not on this machine and not to be had from the hub.
@@ -104,7 +108,10 @@ def data_directory(name: str) -> Path:
             name=name,
         )
     try:
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=_ROWS))
+        directory = Path(snapshot_download(name, repo_type="dataset", allow_patterns=_ROWS))
+        if not any(path for pattern in _ROWS for path in directory.rglob(pattern)):
+            directory = Path(snapshot_download(name, repo_type="dataset", allow_patterns=_PARQUET))
+        return directory
     except (OSError, HTTPError, HFValidationError) as error:
         raise DownloadError(
             "The data set {name!r} could not be fetched from the hub ({why}). Give a folder or an "

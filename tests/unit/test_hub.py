@@ -29,7 +29,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.partition("?")[0]
-        known = path.startswith((f"/api/models/{NAME}", f"/{NAME}/"))
+        places = (f"/api/models/{NAME}", f"/api/datasets/{NAME}", f"/{NAME}/", f"/datasets/{NAME}/")
+        known = path.startswith(places)
         if known and "/tree/" in path:
             tree = [
                 {"type": "file", "path": name, "size": len(name), "oid": "0" * 40}
@@ -71,12 +72,12 @@ def hub():
     thread.join()
 
 
-def fetch(home, call=f"{NAME!r}", **environment):
-    """Call `local_directory(call)` in a new process: the hub reads its settings at import."""
+def fetch(home, call=f"{NAME!r}", function="local_directory", **environment):
+    """Call `function(call)` in a new process: the hub reads its settings at import."""
     code = f"""
 import baichuan.hub, baichuan.errors
 try:
-    print(baichuan.hub.local_directory({call}))
+    print(baichuan.hub.{function}({call}))
 except baichuan.errors.BaichuanError as error:
     print(type(error).__name__, error)
 """
@@ -105,6 +106,23 @@ def test_only_what_is_needed_is_fetched_and_found_again_offline(hub, tmp_path, w
     assert fetch(tmp_path, HF_HUB_OFFLINE="1") == directory
     assert fetch(tmp_path, HF_ENDPOINT="http://127.0.0.1:9") == directory
     assert fetch(tmp_path, f"{NAME!r}, local_files_only=True") == directory
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"dev.csv", "test.parquet"}, {"dev.csv"}),
+        ({"data.zip", "test.parquet"}, {"data.zip"}),
+        ({"dev.parquet", "test.parquet"}, {"dev.parquet", "test.parquet"}),
+    ],
+)
+def test_of_a_data_set_parquet_is_fetched_where_there_is_nothing_else(
+    hub, tmp_path, files, expected
+):
+    hub.files |= files
+    directory = fetch(tmp_path, function="data_directory", HF_ENDPOINT=address(hub))
+    assert {path.name for path in Path(directory).iterdir()} == expected == hub.fetched
+    assert fetch(tmp_path, function="data_directory", HF_HUB_OFFLINE="1") == directory
 
 
 def test_a_name_that_the_hub_does_not_know(hub, tmp_path):

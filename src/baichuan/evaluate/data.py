@@ -1,34 +1,22 @@
-"""Questions from files: found in a folder, an archive or on the hub, read, and checked row by row.
+"""Questions from a data set's tables, checked row by row.
 
-Knows the benchmarks' files, no prompt and no model. Archives are read where they lie: nothing is
-unpacked, and no code of a data set is run (the hub's loading scripts for C-Eval and CMMLU would
-be; what they read is an archive beside them, which is read here).
+Knows which columns the benchmarks' files have; no file format (tables.py), no prompt and no model.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import tarfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
 
 from baichuan.errors import DataError, UsageError
 from baichuan.evaluate.subjects import Benchmark
-from baichuan.hub import data_directory
+from baichuan.evaluate.tables import Files, Line, find, has_header, lines_of, open_files
 from baichuan.language import translate
 
 LETTERS = ("A", "B", "C", "D")
 _TEXT = ("question", "a", "b", "c", "d")
 _ANSWER = "answer"
-_ARCHIVES = (".zip", ".tar")
-
-#: Names of files to what gives their bytes.
-Files = Mapping[str, Callable[[], bytes]]
 
 
 @dataclass(frozen=True)
@@ -110,8 +98,8 @@ def read_data(
         _check_choice("subject", subject, tuple(benchmark.names))
     if limit is not None and limit < 1:
         raise UsageError("limit is {given}; allowed is 1 or more.", given=limit)
-    place, files = _open(source or benchmark.hub)
-    reader = _Reader(benchmark, place, files)
+    place = source or benchmark.hub
+    reader = _Reader(benchmark, place, open_files(place))
     chosen = [name for name in benchmark.names if not subjects or name in subjects]
     questions = {name: reader.rows(name, split)[:limit] for name in chosen}
     examples = {name: reader.rows(name, "dev") for name in chosen} if shots else {}
@@ -153,17 +141,21 @@ class _Reader:
         Raises:
             DataError: it is missing, or a row is wrong.
         """
-        name = self._find(subject, split)
-        lines = _lines(name, self._files[name]())
+        name = find(self._files, self._place, subject, split)
+        lines = lines_of(name, self._files[name]())
         columns = self._columns(name, lines)
-        # C-Eval's test split was published without answers, later with them.
-        optional = self._benchmark.name == "ceval" and split == "test"
-        if _ANSWER not in columns and not optional:
+        if self._benchmark.name == "ceval" and split == "test":
+            # It was published without answers, or with empty ones, and later with them.
+            lines = iter(kept := list(lines))
+            answered = _has_answers(columns, kept)
+        else:
+            answered = True
+        if answered and _ANSWER not in columns:
             raise _wrong_columns(name, list(columns))
         rows: list[Question] = []
         seen: dict[tuple[str, ...], int] = {}
         for line, cells in lines:
-            row = _question(name, line, cells, columns, subject, len(rows))
+            row = _question(name, line, cells, columns, subject, len(rows), answered)
             body = (row.text, *row.choices)
             if body in seen:
                 self.remarks.append(
@@ -180,53 +172,15 @@ class _Reader:
             raise DataError("{file} has no questions; fetch it again.", file=name)
         return rows
 
-    def _find(self, subject: str, split: str) -> str:
-        for name in self._files:
-            path = PurePosixPath(name)
-            if path.parent.name == split and path.stem in (subject, f"{subject}_{split}"):
-                return name
-        raise DataError(
-            "{place} has no {split}/{subject}_{split}.csv nor {split}/{subject}.csv. Give the "
-            "folder or archive that holds dev and {split}, or leave the subject out with "
-            "--subjects.",
-            place=self._place,
-            split=split,
-            subject=subject,
-        )
-
-    def _columns(self, name: str, lines: Iterator[tuple[int, list[str]]]) -> dict[str, int]:
+    def _columns(self, name: str, lines: Iterator[Line]) -> dict[str, int]:
         """Map names of columns, in small letters, to their places."""
-        if not self._benchmark.has_header:
+        if not has_header(name, self._benchmark.has_header):
             return {column: place for place, column in enumerate((*_TEXT, _ANSWER))}
         _, header = next(lines, (1, []))
         columns = {cell.strip().lower(): place for place, cell in enumerate(header)}
         if not columns.keys() >= set(_TEXT):
             raise _wrong_columns(name, header)
         return columns
-
-
-def _lines(name: str, content: bytes) -> Iterator[tuple[int, list[str]]]:
-    """Give each row with the number of the line that it ends in."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            "{file}, line {line}: this is not UTF-8. Save the file as UTF-8, or fetch it again.",
-            file=name,
-            line=line,
-        ) from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for cells in reader:
-            yield reader.line_num, cells
-    except csv.Error as error:
-        raise DataError(
-            "{file}, line {line}: this is not CSV ({reason}). Fetch the file again.",
-            file=name,
-            line=reader.line_num,
-            reason=error,
-        ) from error
 
 
 def _wrong_columns(name: str, header: Sequence[str]) -> DataError:
@@ -237,8 +191,22 @@ def _wrong_columns(name: str, header: Sequence[str]) -> DataError:
     )
 
 
+def _has_answers(columns: dict[str, int], lines: Sequence[Line]) -> bool:
+    """Say whether any row has an answer."""
+    place = columns.get(_ANSWER)
+    return place is not None and any(
+        "".join(cells[place : place + 1]).strip() for _, cells in lines
+    )
+
+
 def _question(
-    name: str, line: int, cells: list[str], columns: dict[str, int], subject: str, place: int
+    name: str,
+    line: int,
+    cells: list[str],
+    columns: dict[str, int],
+    subject: str,
+    place: int,
+    answered: bool,
 ) -> Question:
     """Check one row."""
     if not any(cell.strip() for cell in cells):
@@ -261,7 +229,7 @@ def _question(
                 line=line,
                 column=column if column == "question" else column.upper(),
             )
-    answer = cells[columns[_ANSWER]].strip().upper() if _ANSWER in columns else None
+    answer = cells[columns[_ANSWER]].strip().upper() if answered else None
     if answer is not None and answer not in LETTERS:
         raise DataError(
             "{file}, line {line}: the answer is {given!r}; allowed is A, B, C or D.",
@@ -271,62 +239,3 @@ def _question(
         )
     number = cells[columns["id"]].strip() if "id" in columns else str(place)
     return Question(subject, number, body[0], tuple(body[1:]), answer)
-
-
-def _open(source: str) -> tuple[str, Files]:
-    """Find files: what the place is called, and its CSV files by name."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        return source, _archive(path)
-    directory = path if path.is_dir() else data_directory(source)
-    files: dict[str, Callable[[], bytes]] = {
-        str(file): file.read_bytes for file in sorted(directory.rglob("*.csv"))
-    }
-    if not files:  # as on the hub: one archive, and a script that nobody should have to run
-        for archive in sorted(p for p in directory.iterdir() if p.name.endswith(_ARCHIVES)):
-            files.update(_archive(archive))
-    if not files:
-        raise DataError(
-            "{place} holds no .csv files and no archive of any; give the folder or archive of the "
-            "data set.",
-            place=source,
-        )
-    return source, files
-
-
-def _archive(path: Path) -> Files:
-    """Give the CSV files of an archive; each is read when it is asked for."""
-    try:
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            with zipfile.ZipFile(path) as opened:
-                names = opened.namelist()
-        else:
-            with tarfile.open(path) as packed:
-                names = [member.name for member in packed if member.isfile()]
-    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise DataError(
-            "{file} is no .zip and no .tar archive, or it is damaged. Give a folder, an archive, "
-            "or a data set's name on the hub.",
-            file=path,
-        ) from error
-    read = _from_zip if zipped else _from_tar
-    return {f"{path}/{name}": partial(read, path, name) for name in names if _is_data(name)}
-
-
-def _from_zip(path: Path, name: str) -> bytes:
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(name)
-
-
-def _from_tar(path: Path, name: str) -> bytes:
-    with tarfile.open(path) as archive:
-        file = archive.extractfile(name)
-        assert file is not None, "directories and links are no data"
-        return file.read()
-
-
-def _is_data(name: str) -> bool:
-    """Leave out what macOS adds to archives."""
-    path = PurePosixPath(name)
-    return path.suffix == ".csv" and not path.name.startswith("._")

@@ -5,6 +5,8 @@ import sys
 import tarfile
 import zipfile
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from tests.conftest import SHARED
 
@@ -12,6 +14,12 @@ from baichuan.errors import DataError, UsageError
 from baichuan.evaluate.data import read_data
 from baichuan.evaluate.subjects import BENCHMARKS
 
+#: What the hub's Parquet files are called, `{s}` being the subject.
+LAYOUTS = (
+    "{s}/{split}-00000-of-00001.parquet",
+    "{s}/{split}/0000.parquet",
+    "{split}/{s}_{split}.parquet",
+)
 SUBJECTS = {
     "ceval": ["law", "accountant"],
     "mmlu": ["anatomy", "econometrics"],
@@ -53,6 +61,89 @@ def test_a_folder_a_zip_and_a_tar_hold_the_same(benchmark, make_data, tmp_path):
     assert read(benchmark, folder, limit=2).digest != data.digest
 
 
+def write_parquet(folder, subject, split, rows, layout=LAYOUTS[0]):
+    """Write rows, dictionaries, to where the hub has them."""
+    path = folder / layout.format(s=subject, split=split)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def as_parquet(benchmark, data, folder, layout=LAYOUTS[0]):
+    """Write what was read from CSV as the hub has it: MMLU's choices in one column."""
+    for split, part in (("dev", data.shots), (data.split, data.questions)):
+        for subject, questions in part.items():
+            rows = [
+                {"subject": subject, "question": q.text, "choices": q.choices}
+                | {"answer": "ABCD".index(q.answer)}
+                if benchmark == "mmlu"
+                else {"id": int(q.number), "question": q.text}
+                | dict(zip("ABCD", q.choices, strict=True))
+                | {"answer": q.answer, "explanation": None}
+                for q in questions
+            ]
+            write_parquet(folder, subject, split, rows, layout)
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("benchmark", SUBJECTS)
+def test_parquet_holds_the_same(benchmark, layout, make_data, tmp_path):
+    data = read(benchmark, make_data(benchmark, SUBJECTS[benchmark]))
+    folder = as_parquet(benchmark, data, tmp_path / "parquet", layout)
+    other = read(benchmark, folder)
+    assert other.questions == data.questions
+    assert other.shots == data.shots
+    assert other.digest == data.digest
+    with tarfile.open(tmp_path / "d.tar", "w") as tarred:
+        tarred.add(folder, "data")
+    assert read(benchmark, tmp_path / "d.tar").digest == data.digest
+
+
+def test_the_hub_calls_val_validation(make_data, tmp_path):
+    data = read("mmlu", make_data("mmlu", SUBJECTS["mmlu"], split="val"), split="val")
+    folder = as_parquet("mmlu", data, tmp_path / "parquet")
+    for path in folder.rglob("val-*.parquet"):
+        path.rename(path.with_name(path.name.replace("val", "validation")))
+    assert read("mmlu", folder, split="val").digest == data.digest
+
+
+MMLU_ROW = {"question": "一？", "choices": ["甲", "乙", "丙", "丁"], "answer": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"choices": ["甲", "乙", "丙"]}, r"line 3: there are 3 choices; there must be four"),
+        ({"choices": None}, r"line 3: there are 0 choices"),
+        ({"choices": ["甲", "乙", "丙", None]}, r"line 3: column D is empty"),
+        ({"answer": 4}, r"line 3: the answer is '4'"),
+        ({"answer": None}, r"line 3: the answer is ''"),
+    ],
+)
+def test_what_is_wrong_in_parquet_is_said_as_in_csv(tmp_path, change, said):
+    path = write_parquet(tmp_path, "anatomy", "test", [MMLU_ROW, MMLU_ROW | change])
+    with pytest.raises(DataError, match=said) as error:
+        read("mmlu", tmp_path, subjects=["anatomy"], shots=0)
+    assert str(path) in str(error.value)
+
+
+def test_parquet_of_other_columns_or_none_at_all(tmp_path):
+    path = write_parquet(tmp_path, "anatomy", "test", [{"text": "一", "answer": 0}])
+    with pytest.raises(DataError, match="line 1: the columns are text, answer; there must be"):
+        read("mmlu", tmp_path, subjects=["anatomy"], shots=0)
+    path.write_bytes(b"PAR1 not")
+    with pytest.raises(DataError, match=r"00001\.parquet is not Parquet: "):
+        read("mmlu", tmp_path, subjects=["anatomy"], shots=0)
+
+
+def test_without_pyarrow_its_pip_line_is_named(tmp_path, monkeypatch):
+    write_parquet(tmp_path, "anatomy", "test", [MMLU_ROW])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"pip install 'baichuan-lm\[eval\]'"):
+        read("mmlu", tmp_path, subjects=["anatomy"], shots=0)
+
+
 def test_the_ways_to_ask_for_less(make_data):
     folder = make_data("ceval", ["law"])
     data = read("ceval", folder, subjects=["law"], shots=0, limit=2)
@@ -74,8 +165,13 @@ def test_cevals_test_split_may_have_answers_or_not(make_data):
     assert {q.answer for q in read("ceval", folder, **asked).questions["law"]} == {None}
     file = folder / "test" / "law_test.csv"
     header, *rows = file.read_text("utf-8").splitlines()
+    file.write_text("\n".join([header + ",answer", *(r + "," for r in rows)]), "utf-8")
+    assert {q.answer for q in read("ceval", folder, **asked).questions["law"]} == {None}
     file.write_text("\n".join([header + ",answer", *(r + ", b" for r in rows)]), "utf-8")
     assert {q.answer for q in read("ceval", folder, **asked).questions["law"]} == {"B"}
+    file.write_text("\n".join([header + ",answer", rows[0] + ",", rows[1] + ",B"]), "utf-8")
+    with pytest.raises(DataError, match="line 2: the answer is ''"):
+        read("ceval", folder, **asked)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_header(make_data):
@@ -138,7 +234,7 @@ def test_what_is_missing(make_data, tmp_path):
     with pytest.raises(DataError, match=r"has no val/anatomy_val\.csv"):
         read("mmlu", folder, subjects=["anatomy"], split="val")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no \.csv files"):
+    with pytest.raises(DataError, match=r"holds no \.csv and no \.parquet"):
         read("mmlu", tmp_path / "empty")
     (tmp_path / "x.zip").write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"x\.zip is no \.zip"):
