@@ -27,6 +27,12 @@ class Conversation:
     error, or when the stream is closed early, with what was said so far. Where nothing was said,
     the messages stay as they were.
 
+    Args:
+        model, tokenizer: from `baichuan.load`.
+        system: text put before the messages.
+        speculate, draft: as `Engine` takes them.
+        settings: sampling parameters that replace the checkpoint's.
+
     Attributes:
         messages: user and assistant turns, oldest first; change them freely between turns.
         system: text put before them, or None.
@@ -38,10 +44,14 @@ class Conversation:
         model: BaichuanForCausalLM,
         tokenizer: BaichuanTokenizer,
         system: str | None = None,
+        *,
+        speculate: bool | None = None,
+        draft: BaichuanForCausalLM | None = None,
         **settings: Any,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._engine = model.engine(tokenizer, speculate=speculate, draft=draft)
         self._cache = model.new_cache()
         self.system = system
         self.settings: dict[str, Any] = {}
@@ -120,9 +130,10 @@ class Conversation:
 
     def _answer(self, asked: list[Message]) -> Iterator[Step]:
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        steps = self._model.chat_steps(
-            self._tokenizer, [*system, *asked], cache=self._cache, **self.settings
+        prompt, params = self._model.chat_request(
+            self._tokenizer, [*system, *asked], **self.settings
         )
+        steps = self._engine.generate(prompt, params, self._cache)
         text, complete = "", False
         try:
             for step in steps:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 import baichuan
+from baichuan.checkpoint.load import DEMO
 from baichuan.cli.main import main
 from baichuan.language import VARIABLES
 
@@ -88,6 +89,27 @@ def test_generate_is_repeatable_and_clean(checkpoint, inside):
     assert once.returncode == 0, once.stderr
     assert once.stdout == again.stdout
     assert once.stdout.strip()
+
+
+@pytest.mark.parametrize("raw", [[], ["--raw"]])
+def test_guesses_change_no_answer(inside, raw):
+    arguments = [
+        "generate",
+        "-p",
+        "世界上第二高的山峰是哪座",
+        "--bits",
+        "8",
+        "--max-tokens",
+        "20",
+        *raw,
+    ]
+    plain = inside(*arguments, "--no-speculate").stdout
+    assert plain.strip()
+    for options in ([], ["--speculate"], ["--draft", str(DEMO)]):
+        assert inside(*arguments, *options).stdout == plain
+    wrong = inside(*arguments, "--no-speculate", "--draft", str(DEMO))
+    assert wrong.returncode == 2
+    assert "leave one of them out" in wrong.stderr
 
 
 def test_generate_takes_every_sampling_option(checkpoint, inside):

@@ -72,6 +72,32 @@ def test_stop_before_the_first_token_leaves_the_conversation_as_it_was(talk, par
     assert say(talk, "next") == say(fresh, "next")
 
 
+def test_a_draft_reads_each_turn_once(parts):
+    class Counted:
+        """A draft that counts the tokens of each of its passes."""
+
+        def __init__(self, model):
+            self._model, self.read = model, []
+
+        def __getattr__(self, name):
+            return getattr(self._model, name)
+
+        def forward_chunks(self, chunks):
+            self.read += [len(chunk.tokens) for chunk in chunks]
+            return self._model.forward_chunks(chunks)
+
+    draft = Counted(parts[0])
+    settings = {"max_tokens": 30, "eos_token_ids": (), "temperature": 0}
+    plain = Conversation(*parts, speculate=False, **settings)
+    drafted = Conversation(*parts, draft=draft, **settings)
+    most = []
+    for text in ("hello " * 200, "again"):
+        draft.read.clear()
+        assert say(drafted, text) == say(plain, text)
+        most.append(max(draft.read))
+    assert most[0] > 300 > 150 > most[1]  # at most a block, an answer and a question
+
+
 def test_an_answer_that_is_empty_is_an_answer(talk, parts):
     first = next(talk.say("hello")).token
     silent = Conversation(*parts, max_tokens=12, eos_token_ids=(first,))

@@ -90,6 +90,33 @@ def load(
     return model, tokenizer
 
 
+def load_draft(
+    name_or_path: str | os.PathLike[str],
+    tokenizer: BaichuanTokenizer,
+    *,
+    device: str | torch.device | None = None,
+) -> BaichuanForCausalLM:
+    """Load a small model that is to guess tokens for a large one.
+
+    Args:
+        name_or_path: a checkpoint's directory or a hub name.
+        tokenizer: the large model's.
+        device: the large model's.
+
+    Raises:
+        UsageError: the checkpoint has another vocabulary.
+        BaichuanError: what `load` finds wrong.
+    """
+    draft, own = load(name_or_path, device=device)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise UsageError(
+            "The vocabulary of the draft model {draft} is not that of the model it is to guess "
+            "for; give a small checkpoint with the same tokenizer.",
+            draft=name_or_path,
+        )
+    return draft
+
+
 def _network(
     network: type[BaichuanForCausalLM],
     directory: Path,

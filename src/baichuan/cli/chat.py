@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from baichuan.cli.loading import load_model
+from baichuan.cli.loading import load_draft, load_model
 from baichuan.cli.markdown import visible
 from baichuan.errors import BaichuanError, UsageError
 from baichuan.language import translate
@@ -18,19 +18,28 @@ if TYPE_CHECKING:
     from baichuan.cli.commands import Terminal
 
 
-def run_chat(name: str | None, *, system: str | None, **where: Any) -> None:
+def run_chat(
+    name: str | None,
+    *,
+    system: str | None,
+    speculate: bool | None = None,
+    draft: str | None = None,
+    **where: Any,
+) -> None:
     """Load a model and talk until /bye, Ctrl+D or the end of the input.
 
     Raises:
         BaichuanError: the model cannot be loaded; or, with a pipe as input, any line fails.
     """
     model, tokenizer = load_model(name, **where)
+    small = load_draft(draft, tokenizer, where.get("device"))
     from baichuan.chat import Conversation
     from baichuan.cli.commands import Terminal
 
     console = Console(highlight=False)
     notes = console if console.is_terminal else Console(stderr=True, highlight=False)
-    terminal = Terminal(Conversation(model, tokenizer, system), console, notes)
+    talk = Conversation(model, tokenizer, system, speculate=speculate, draft=small)
+    terminal = Terminal(talk, console, notes)
     if sys.stdin.isatty():
         _greet(notes, name or where.get("adapter"))
         _talk(terminal, notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from baichuan.cli.loading import load_model
+from baichuan.cli.loading import load_draft, load_model
 from baichuan.errors import UsageError
 from baichuan.language import translate
 
@@ -16,6 +16,9 @@ def run_generate(
     system: str | None,
     raw: bool,
     settings: dict[str, Any],
+    *,
+    speculate: bool | None = None,
+    draft: str | None = None,
     **where: Any,
 ) -> None:
     """Stream the answer to stdout and a line break behind it.
@@ -26,7 +29,9 @@ def run_generate(
         system: text put before it.
         raw: continue the prompt as it stands, without the chat format.
         settings: sampling parameters that replace the checkpoint's.
-        where: `dtype` and `device`.
+        speculate: as `Engine` takes it.
+        draft: checkpoint of a draft model, or None.
+        where: further arguments of `baichuan.load`.
 
     Raises:
         UsageError: an empty prompt, one that is not UTF-8, or `system` with `raw`.
@@ -39,16 +44,19 @@ def run_generate(
     if system:
         _checked(system)
     model, tokenizer = load_model(name, **where)
+    small = load_draft(draft, tokenizer, where.get("device"))
+    guesses: dict[str, Any] = {"speculate": speculate, "draft": small}
     if raw:
         from baichuan.engine.loop import Engine
         from baichuan.engine.sampling import SamplingParams
 
         params = SamplingParams.from_generation_config(model.generation_config, **settings)
-        steps = Engine(model, tokenizer.decode).generate(tokenizer.encode(prompt), params)
+        engine = Engine(model, tokenizer.decode, **guesses)
+        steps = engine.generate(tokenizer.encode(prompt), params)
     else:
         from baichuan.chat import Conversation
 
-        steps = Conversation(model, tokenizer, system, **settings).say(prompt)
+        steps = Conversation(model, tokenizer, system, **guesses, **settings).say(prompt)
     from baichuan.cli.markdown import visible
 
     clean = visible if sys.stdout.isatty() else str

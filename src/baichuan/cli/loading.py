@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from baichuan.model.tokenizer import BaichuanTokenizer
 
 
+def load_draft(
+    name: str | None, tokenizer: BaichuanTokenizer, device: str | None
+) -> BaichuanForCausalLM | None:
+    """Load the draft model that --draft names, if it does; see `baichuan.checkpoint.load`."""
+    if name is None:
+        return None
+    from baichuan.checkpoint import load
+
+    return load.load_draft(name, tokenizer, device=device)
+
+
 def load_model(name: str | None, **where: Any) -> tuple[BaichuanForCausalLM, BaichuanTokenizer]:
     """Load as `baichuan.load` does; a large model shows its progress, the demo none.
 

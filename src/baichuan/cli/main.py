@@ -7,13 +7,28 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from baichuan.cli import convert as conversion
 from baichuan.cli import eval as evaluation
-from baichuan.cli.options import Adapter, Bits, Device, Dtype, Group, HugePages, Model, Seed, System
+from baichuan.cli import serve as serving
+from baichuan.cli.options import (
+    Adapter,
+    Bits,
+    Device,
+    DraftModel,
+    Dtype,
+    Group,
+    HugePages,
+    Model,
+    Seed,
+    Speculate,
+    System,
+    guess_options,
+    load_options,
+)
 from baichuan.errors import BaichuanError
 from baichuan.language import translate
 from baichuan.version import __version__
@@ -57,6 +72,8 @@ def _options(
 def chat(
     model: Model = None,
     system: System = None,
+    speculate: Speculate = None,
+    draft: DraftModel = None,
     adapter: Adapter = None,
     bits: Bits = None,
     huge_pages: HugePages = False,
@@ -66,7 +83,9 @@ def chat(
     """Run `baichuan chat`."""
     from baichuan.cli.chat import run_chat
 
-    run_chat(model, system=system, **_where(adapter, bits, huge_pages, dtype, device))
+    guesses = guess_options(speculate, draft)
+    where = load_options(adapter, bits, huge_pages, dtype, device)
+    run_chat(model, system=system, **guesses, **where)
 
 
 @app.command(
@@ -101,6 +120,8 @@ def generate(
         typer.Option(help=translate("End before this text; may be given several times.")),
     ] = None,
     seed: Seed = None,
+    speculate: Speculate = None,
+    draft: DraftModel = None,
     adapter: Adapter = None,
     bits: Bits = None,
     huge_pages: HugePages = False,
@@ -120,8 +141,9 @@ def generate(
         "seed": seed,
     }
     settings = {name: value for name, value in given.items() if value is not None}
-    where = _where(adapter, bits, huge_pages, dtype, device)
-    run_generate(model, prompt, system, raw, settings, **where)
+    where = load_options(adapter, bits, huge_pages, dtype, device)
+    guesses = guess_options(speculate, draft)
+    run_generate(model, prompt, system, raw, settings, **guesses, **where)
 
 
 @app.command(
@@ -167,83 +189,7 @@ def merge(
     run_merge(adapter, target, model)
 
 
-@app.command(
-    help=translate(
-        "Serve a model to many users at once, by OpenAI's API (docs/serving.md).\n\n"
-        "Ctrl+C or SIGTERM ends it; answers under way are finished first."
-    )
-)
-def serve(
-    model: Model = None,
-    host: Annotated[
-        str, typer.Option(help=translate("Address to listen on; 0.0.0.0 is every one."))
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help=translate("Port to listen on."), max=65535)] = 8000,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="BAICHUAN_API_KEY",
-            help=translate("Key that clients must send; may be given several times."),
-        ),
-    ] = None,
-    served_model_name: Annotated[
-        list[str] | None,
-        typer.Option(help=translate("The model's name for clients; may be given several times.")),
-    ] = None,
-    max_batch: Annotated[
-        int, typer.Option(min=1, help=translate("Answers computed side by side."))
-    ] = 32,
-    max_queue: Annotated[
-        int, typer.Option(min=0, help=translate("Requests that may wait; more are told to retry."))
-    ] = 128,
-    cache_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=translate("Tokens that all caches may hold together; by default, what fits."),
-        ),
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(min=0.001, help=translate("Seconds that an answer may take."))
-    ] = 600,
-    drain: Annotated[
-        float,
-        typer.Option(min=0, help=translate("Seconds for answers under way when told to end.")),
-    ] = 30,
-    max_body: Annotated[int, typer.Option(min=1, help=translate("Most bytes of a request."))] = 1
-    << 20,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(help=translate("Web page that may call (CORS); may be given several times.")),
-    ] = None,
-    engine: Annotated[str, typer.Option(help=translate("What computes the answers."))] = "baichuan",
-    adapter: Adapter = None,
-    bits: Bits = None,
-    huge_pages: HugePages = False,
-    dtype: Dtype = None,
-    device: Device = None,
-) -> None:
-    """Run `baichuan serve`."""
-    from baichuan.cli.serve import run_serve
-
-    run_serve(
-        model,
-        engine=engine,
-        names=served_model_name or (),
-        host=host,
-        port=port,
-        drain=drain,
-        max_batch=max_batch,
-        max_queue=max_queue,
-        cache_tokens=cache_tokens,
-        limits={
-            "api_keys": api_key or (),
-            "origins": allow_origin or (),
-            "max_body": max_body,
-            "timeout": timeout,
-        },
-        where=_where(adapter, bits, huge_pages, dtype, device),
-    )
+app.command(help=serving.HELP)(serving.serve)
 
 
 @app.command(
@@ -321,6 +267,8 @@ def web(
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help=translate("Open a browser."))
     ] = True,
+    speculate: Speculate = None,
+    draft: DraftModel = None,
     bits: Bits = None,
     huge_pages: HugePages = False,
     dtype: Dtype = None,
@@ -330,6 +278,7 @@ def web(
     from baichuan.cli.web import run_web
 
     where = {"bits": bits, "huge_pages": huge_pages, "dtype": dtype, "device": device}
+    where.update(guess_options(speculate, draft))
     run_web(model, server, host, port, browser, where)
 
 
@@ -352,14 +301,6 @@ def info(model: Model = None) -> None:
     from baichuan.cli.info import run_info
 
     run_info(model)
-
-
-def _where(
-    adapter: Path | None, bits: int | None, huge_pages: bool, dtype: str | None, device: str | None
-) -> dict[str, Any]:
-    """Give arguments of `baichuan.load`."""
-    given = {"adapter": adapter, "bits": bits, "dtype": dtype, "device": device}
-    return {**given, "huge_pages": huge_pages}
 
 
 app.command(help=conversion.HELP)(conversion.convert)

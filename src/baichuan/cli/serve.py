@@ -2,46 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import typer
+
+from baichuan.cli.options import (
+    Adapter,
+    Bits,
+    Device,
+    DraftModel,
+    Dtype,
+    HugePages,
+    Model,
+    Speculate,
+    guess_options,
+    load_options,
+)
 from baichuan.errors import UsageError
+from baichuan.language import translate
 
 _ENGINES = ("baichuan",)
 
+HELP = translate(
+    "Serve a model to many users at once, by OpenAI's API (docs/serving.md).\n\n"
+    "Ctrl+C or SIGTERM ends it; answers under way are finished first."
+)
 
-def run_serve(
-    model: str | None,
-    *,
-    engine: str,
-    names: Sequence[str],
-    host: str,
-    port: int,
-    drain: float,
-    max_batch: int,
-    max_queue: int,
-    cache_tokens: int | None,
-    limits: dict[str, Any],
-    where: dict[str, Any],
+
+def serve(
+    model: Model = None,
+    host: Annotated[
+        str, typer.Option(help=translate("Address to listen on; 0.0.0.0 is every one."))
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help=translate("Port to listen on."), max=65535)] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="BAICHUAN_API_KEY",
+            help=translate("Key that clients must send; may be given several times."),
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help=translate("The model's name for clients; may be given several times.")),
+    ] = None,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help=translate("Answers computed side by side."))
+    ] = 32,
+    max_queue: Annotated[
+        int, typer.Option(min=0, help=translate("Requests that may wait; more are told to retry."))
+    ] = 128,
+    cache_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=translate("Tokens that all caches may hold together; by default, what fits."),
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help=translate("Seconds that an answer may take."))
+    ] = 600,
+    drain: Annotated[
+        float,
+        typer.Option(min=0, help=translate("Seconds for answers under way when told to end.")),
+    ] = 30,
+    max_body: Annotated[int, typer.Option(min=1, help=translate("Most bytes of a request."))] = 1
+    << 20,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help=translate("Web page that may call (CORS); may be given several times.")),
+    ] = None,
+    engine: Annotated[str, typer.Option(help=translate("What computes the answers."))] = "baichuan",
+    speculate: Speculate = None,
+    draft: DraftModel = None,
+    adapter: Adapter = None,
+    bits: Bits = None,
+    huge_pages: HugePages = False,
+    dtype: Dtype = None,
+    device: Device = None,
 ) -> None:
-    """Serve a model until told to end.
-
-    Args:
-        model: the checkpoint, or None for the demo.
-        engine: which engine answers.
-        names: the model's names for clients; by default what the checkpoint is called.
-        host, port: where to listen.
-        drain: seconds that answers under way may take when the server is told to end.
-        max_batch, max_queue: requests that run side by side, and that wait.
-        cache_tokens: positions of all caches together; None: by the free memory.
-        limits: further fields of `ApiOptions`.
-        where: further arguments of `baichuan.load`.
-
-    Raises:
-        BaichuanError: an option that cannot be, or a model that cannot be loaded.
-    """
+    """Run `baichuan serve`."""
     _check_engine(engine)
+    guesses = guess_options(speculate, draft)
     try:
         from baichuan.serve.app import ApiOptions
         from baichuan.serve.protocol import WorkerOptions
@@ -50,13 +93,23 @@ def run_serve(
         raise UsageError(
             "baichuan serve needs {package}: pip install 'baichuan-lm[serve]'", package=error.name
         ) from error
-    if model is not None and Path(model).expanduser().is_dir():
-        default = Path(model).expanduser().resolve().name
-    else:
-        default = model or "baichuan-demo"
-    api = ApiOptions(names=tuple(names) or (default,), **limits)
-    worker = WorkerOptions(model, where, max_batch, max_queue, cache_tokens)
+    api = ApiOptions(
+        names=tuple(served_model_name or [_name(model)]),
+        api_keys=api_key or (),
+        origins=allow_origin or (),
+        max_body=max_body,
+        timeout=timeout,
+    )
+    where = load_options(adapter, bits, huge_pages, dtype, device)
+    worker = WorkerOptions(model, where, max_batch, max_queue, cache_tokens, **guesses)
     run_server(worker, api, host, port, drain)
+
+
+def _name(model: str | None) -> str:
+    """Call a model as people do."""
+    if model is not None and Path(model).expanduser().is_dir():
+        return Path(model).expanduser().resolve().name
+    return model or "baichuan-demo"
 
 
 def _check_engine(engine: str) -> None:

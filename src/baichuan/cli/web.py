@@ -26,7 +26,7 @@ def run_web(
         server: address of an OpenAI-compatible server that answers instead, or None.
         host, port: where to listen.
         browser: whether to open one.
-        where: further arguments of `baichuan.load`.
+        where: further fields of `baichuan.web.options.Options`.
 
     Raises:
         UsageError: the extra `web` is not installed, or both a model and a server were given.
@@ -43,10 +43,11 @@ def run_web(
             "(Python 3.11 or newer)",
             package=error.name,
         ) from error
-    if model is not None:
-        from baichuan.hub import local_directory
+    for name in (model, where.get("draft")):
+        if name is not None:
+            from baichuan.hub import local_directory
 
-        local_directory(model)  # a wrong name is said here, and a download shown
+            local_directory(name)  # a wrong name is said here, and a download shown
 
     def ready(address: str) -> None:
         note = translate("The page is at {address} (Ctrl+C ends it)", address=address)

@@ -18,19 +18,22 @@ _MARGIN_SHARE, _MARGIN_BYTES = 0.1, 1_000_000_000
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def bytes_per_token(model: BaichuanForCausalLM) -> int:
-    """Give what one position takes: a key and a value in every layer."""
+def bytes_per_token(model: BaichuanForCausalLM, draft: BaichuanForCausalLM | None = None) -> int:
+    """Give what one position takes: a key and a value in every layer, the draft's included."""
     config = model.config
-    return int(2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize)
+    own = int(2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize)
+    return own if draft is None else own + bytes_per_token(draft)
 
 
-def tokens_that_fit(model: BaichuanForCausalLM, max_batch: int) -> int:
-    """Give as many positions as memory has room for, now that the model is loaded.
+def tokens_that_fit(
+    model: BaichuanForCausalLM, max_batch: int, draft: BaichuanForCausalLM | None = None
+) -> int:
+    """Give as many positions as memory has room for, now that the models are loaded.
 
     At least one full context, and at most one for each of `max_batch` requests.
     """
     free = _free_bytes(model)
-    room = int(free * (1 - _MARGIN_SHARE) - _MARGIN_BYTES) // bytes_per_token(model)
+    room = int(free * (1 - _MARGIN_SHARE) - _MARGIN_BYTES) // bytes_per_token(model, draft)
     context = model.config.context_length
     return max(context, min(room, context * max_batch))
 

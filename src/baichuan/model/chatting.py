@@ -34,6 +34,8 @@ class ChatMixin:
         stream: bool = False,
         generation_config: Any = None,
         cache: SequenceCache | None = None,
+        speculate: bool | None = None,
+        draft: DecoderModel | None = None,
     ) -> str | Iterator[str]:
         """Answer the last message.
 
@@ -45,12 +47,16 @@ class ChatMixin:
             generation_config: what it sets is used instead of what `self.generation_config` says.
             cache: from `self.new_cache()`; keep it over the turns of one conversation, so that
                 each turn computes its new tokens only.
+            speculate, draft: as `Engine` takes them. The draft reads the messages anew at each
+                call; a `Conversation` spares it that.
 
         Raises:
             PromptError: the messages form no conversation.
-            UsageError: a sampling parameter is not allowed.
+            UsageError: a sampling parameter is not allowed, or the draft cannot be used.
         """
-        steps = self.chat_steps(tokenizer, messages, generation_config, cache)
+        steps = self.chat_steps(
+            tokenizer, messages, generation_config, cache, speculate=speculate, draft=draft
+        )
         growing = _growing_text(tokenizer, steps)
         if stream:
             return growing
@@ -65,13 +71,25 @@ class ChatMixin:
         messages: Sequence[Message],
         generation_config: Any = None,
         cache: SequenceCache | None = None,
+        *,
+        speculate: bool | None = None,
+        draft: DecoderModel | None = None,
         **changes: Any,
     ) -> Iterator[Step]:
         """Give the engine's steps of an answer; `changes` replace single sampling parameters."""
         prompt, params = self.chat_request(tokenizer, messages, generation_config, **changes)
-        decode = partial(tokenizer.decode, skip_special_tokens=True)
-        engine = Engine(cast(DecoderModel, self), cast(Decode, decode))
+        engine = self.engine(tokenizer, speculate=speculate, draft=draft)
         return engine.generate(prompt, params, cache)
+
+    def engine(self, tokenizer: BaichuanTokenizer, **options: Any) -> Engine:
+        """Give an engine for several answers, whose text has no special tokens.
+
+        Args:
+            tokenizer: the checkpoint's.
+            options: further arguments of `Engine`.
+        """
+        decode = partial(tokenizer.decode, skip_special_tokens=True)
+        return Engine(cast(DecoderModel, self), cast(Decode, decode), **options)
 
     def chat_request(
         self,

@@ -20,6 +20,8 @@ class WorkerOptions:
         where: further arguments of `baichuan.load`.
         max_batch, max_queue: as `Runner` takes them.
         cache_tokens: as `Engine` takes it; None: what memory has room for once the model is loaded.
+        speculate: as `Engine` takes it.
+        draft: checkpoint of a draft model, or None.
     """
 
     model: str | None
@@ -27,6 +29,8 @@ class WorkerOptions:
     max_batch: int
     max_queue: int
     cache_tokens: int | None = None
+    speculate: bool | None = None
+    draft: str | None = None
 
 
 #: One turn of a conversation: `role` (system, user or assistant) and `content`.

@@ -18,10 +18,7 @@ from typing import Any, cast
 
 from transformers.utils.logging import disable_progress_bar
 
-from baichuan.checkpoint.load import load
-from baichuan.engine.cache import DecoderModel
-from baichuan.engine.detokenize import Decode
-from baichuan.engine.loop import Engine
+from baichuan.checkpoint.load import load, load_draft
 from baichuan.engine.runner import Request, Runner
 from baichuan.engine.sampling import SamplingParams
 from baichuan.engine.steps import Step
@@ -77,16 +74,17 @@ def main(connection: Connection, options: WorkerOptions) -> None:
         disable_progress_bar()
     try:
         model, tokenizer = load(options.model, **options.where)
+        draft = None
+        if options.draft is not None:
+            draft = load_draft(options.draft, tokenizer, device=options.where.get("device"))
     except Exception as error:
         send([(-1, failure(error))])
         return
-    room = options.cache_tokens or tokens_that_fit(model, options.max_batch)
+    room = options.cache_tokens or tokens_that_fit(model, options.max_batch, draft)
+    limits = options.max_batch, options.max_queue, room
     gone = suppress(EOFError, OSError)
-    with (
-        Worker(model, tokenizer, send, options.max_batch, options.max_queue, room) as worker,
-        gone,
-    ):
-        ready = Ready(worker.context_length, room, room * bytes_per_token(model))
+    with Worker(model, tokenizer, send, *limits, options.speculate, draft) as worker, gone:
+        ready = Ready(worker.context_length, room, room * bytes_per_token(model, draft))
         send([(-1, ready)])
         call: Call | None = None
         while not isinstance(call, Close):
@@ -115,7 +113,7 @@ class Worker:
         model, tokenizer: from `baichuan.load`.
         send: takes replies, from any thread.
         max_batch, max_queue: as `Runner` takes them.
-        cache_tokens: as `Engine` takes it.
+        cache_tokens, speculate, draft: as `Engine` takes them.
 
     Attributes:
         context_length: tokens that a prompt and its answer may have together.
@@ -129,6 +127,8 @@ class Worker:
         max_batch: int,
         max_queue: int,
         cache_tokens: int,
+        speculate: bool | None = None,
+        draft: BaichuanForCausalLM | None = None,
     ) -> None:
         self._config = model.config
         self.context_length = min(model.config.context_length, cache_tokens)
@@ -138,8 +138,9 @@ class Worker:
         self._send = send
         self._requests: dict[int, list[Request]] = {}
         self._of_pass: list[tuple[int, Reply]] = []  # belongs to the engine's thread
-        decode = partial(tokenizer.decode, skip_special_tokens=True)
-        engine = Engine(cast(DecoderModel, model), cast(Decode, decode), cache_tokens=cache_tokens)
+        engine = model.engine(
+            tokenizer, cache_tokens=cache_tokens, speculate=speculate, draft=draft
+        )
         self._runner = Runner(
             engine, max_batch=max_batch, max_queue=max_queue, delivered=self._send_pass
         )

@@ -104,8 +104,7 @@ class LocalModel:
     def __init__(self, options: Options) -> None:
         from transformers.utils import logging
 
-        from baichuan.checkpoint.load import load
-        from baichuan.engine.loop import Engine
+        from baichuan.checkpoint.load import load, load_draft
         from baichuan.engine.runner import Runner
         from baichuan.model.budget import tokens_that_fit
 
@@ -119,13 +118,14 @@ class LocalModel:
             dtype=options.dtype,
             device=options.device,
         )
+        draft = None
+        if options.draft is not None:
+            draft = load_draft(options.draft, tokenizer, device=options.device)
         self._model, self._tokenizer = model, tokenizer
-
-        def decode(tokens: Any) -> str:
-            return cast(str, tokenizer.decode(tokens, skip_special_tokens=True))
-
-        room = tokens_that_fit(model, _CONTEXTS)
-        self._runner = Runner(Engine(cast(Any, model), decode, cache_tokens=room))
+        room = tokens_that_fit(model, _CONTEXTS, draft)
+        self._runner = Runner(
+            model.engine(tokenizer, cache_tokens=room, speculate=options.speculate, draft=draft)
+        )
         _, params = model.chat_request(tokenizer, [{"role": "user", "content": ""}])
         self.defaults: Mapping[str, Any] = {name: getattr(params, name) for name in SETTINGS}
         self.name = f"{_short(options.model or 'demo')} · {_precision(model)}"

@@ -14,6 +14,8 @@ class Options:
     Attributes:
         model: directory or hub name of a checkpoint; None is the demo model.
         bits, huge_pages, dtype, device: as `baichuan.load` takes them.
+        speculate: as `Engine` takes it.
+        draft: checkpoint of a draft model, or None.
         server: address of an OpenAI-compatible server that answers instead, or None.
     """
 
@@ -22,6 +24,8 @@ class Options:
     huge_pages: bool = False
     dtype: str | None = None
     device: str | None = None
+    speculate: bool | None = None
+    draft: str | None = None
     server: str | None = None
 
     @classmethod
@@ -33,16 +37,17 @@ class Options:
         parser.add_argument("model", nargs="?")
         parser.add_argument("--bits", type=int)
         parser.add_argument("--huge-pages", action="store_true")
-        for name in ("--dtype", "--device", "--server"):
+        parser.add_argument("--speculate", action=argparse.BooleanOptionalAction)
+        for name in ("--dtype", "--device", "--draft", "--server"):
             parser.add_argument(name)
         return cls(**vars(parser.parse_args(arguments)))
 
     def arguments(self) -> Iterator[str]:
         """Give the arguments that `parse` reads as this."""
         for name, value in asdict(self).items():
-            if value is None or value is False:
+            if value is None or (name, value) == ("huge_pages", False):
                 continue
             if name != "model":
-                yield "--" + name.replace("_", "-")
-            if value is not True:
+                yield ("--no-" if value is False else "--") + name.replace("_", "-")
+            if not isinstance(value, bool):
                 yield str(value)

@@ -8,6 +8,7 @@ import torch
 from tests.conftest import tiny_config
 
 import baichuan
+from baichuan.checkpoint.load import DEMO, load_draft
 from baichuan.errors import CheckpointError, TokenizerError, UsageError
 
 
@@ -112,6 +113,13 @@ def test_no_tokenizer(saved, tmp_path):
     (tmp_path / "tokenizer.model").unlink()
     with pytest.raises(TokenizerError, match=r"needs the checkpoint's tokenizer\.model"):
         baichuan.load(tmp_path)
+
+
+def test_a_draft_has_the_same_vocabulary(saved):
+    _, tokenizer = baichuan.load(saved)
+    assert load_draft(saved, tokenizer, device="cpu").vocabulary == 1000
+    with pytest.raises(UsageError, match="demo is not that of the model it is to guess for"):
+        load_draft(DEMO, tokenizer)
 
 
 def test_hub_cache_without_a_network(saved, tmp_path):

@@ -41,6 +41,15 @@ def test_room_is_what_memory_leaves_between_one_context_and_one_for_each_request
     assert with_free(some + 10) == 1000
 
 
+def test_a_draft_has_its_part(model, monkeypatch):
+    draft = baichuan.BaichuanForCausalLM(tiny_config(num_hidden_layers=6)).eval()
+    assert bytes_per_token(model, draft) == 4 * bytes_per_token(model)
+    monkeypatch.setattr(budget, "_free_bytes", lambda model: 2 * 10**9)
+    monkeypatch.setattr(budget, "_MARGIN_BYTES", int(1.8e9) - 2000 * bytes_per_token(model))
+    assert tokens_that_fit(model, 4) == 2000
+    assert tokens_that_fit(model, 4, draft) == 512
+
+
 def test_weights_in_mapped_files_are_not_free(model, monkeypatch):
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     memory = psutil.Process().memory_info()

@@ -77,6 +77,16 @@ def test_pieces_of_one_pass_are_sent_together(demo):
     assert all(len(set(indices)) == len(indices) for indices in together)
 
 
+@pytest.mark.parametrize("speculate", [None, True])
+def test_a_draft_changes_no_answer(worker, replies, demo, sender, speculate):
+    job = Job([QUESTION, "世界上"], 2, {"temperature": 0.7, "seed": 3, "max_tokens": 30})
+    worker.handle(0, job)
+    plain, _ = answers(replies, 0, 4)
+    with Worker(*demo, sender, 4, 2, 4096, speculate, draft=demo[0]) as drafted:
+        drafted.handle(1, job)
+        assert answers(replies, 1, 4)[0] == plain
+
+
 def test_answers_follow_a_schema_and_end_with_it(worker, replies):
     worker.handle(0, Job([QUESTION], schema={"const": {"a": [1, "二"]}}))
     texts, last = answers(replies, 0, 1)

@@ -10,6 +10,8 @@ from baichuan.web.options import Options
     [
         Options(),
         Options("some/model", bits=4, huge_pages=True, dtype="bfloat16", device="cpu"),
+        Options(speculate=True, draft="some/draft"),
+        Options("13b-int4", speculate=False),
         Options(server="http://127.0.0.1:8000"),
     ],
 )
