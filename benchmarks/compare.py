@@ -78,7 +78,7 @@ class Comparison:
         self.pairs = 2 if arguments.smoke else arguments.pairs
         self.sizes = _SMOKE if arguments.smoke else Sizes()
         self.peers: Path = arguments.peers
-        self.models = Models(arguments.directory, arguments.smoke, self.peers)
+        self.models = Models(arguments.directory, arguments.smoke)
         self.together = self.bits == 4 and not arguments.apart
         self.limits = Limits(self.threads)
 
@@ -285,7 +285,7 @@ def agreement(run: Comparison) -> dict[str, Any]:
     Raises:
         SystemExit: it does not, so that no speed of it is worth comparing.
     """
-    thin = Models(run.models.directory, True, run.peers)
+    thin = Models(run.models.directory, True)
     ours = ["--model", thin.plain(), "--dtype", "float32"]
     theirs = ["--model", thin.gguf("f32")]
     rows = []

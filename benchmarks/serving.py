@@ -64,6 +64,7 @@ class Setting:
     """What one run measures with."""
 
     models: Models
+    peers: Path
     llama_server: Path | None
     threads: int
     rounds: int
@@ -204,7 +205,7 @@ def _agreement(setting: Setting) -> dict[str, float]:
     theirs = ["--model", setting.models.gguf("q8_0")]
     with Worker("baichuan", Path(sys.executable), setting.threads, *ours) as worker:
         one = torch.tensor(worker.ask("logits", tokens=100)["logits"])
-    with Worker("llama", setting.models.peers, setting.threads, *theirs) as worker:
+    with Worker("llama", setting.peers, setting.threads, *theirs) as worker:
         other = torch.tensor(worker.ask("logits", tokens=100)["logits"])
     correlation = float(torch.corrcoef(torch.stack([one, other]))[0, 1])
     if not correlation > _SAME:
@@ -262,14 +263,15 @@ def main() -> None:
         "--prepare", action="store_true", help="make the models and measure nothing"
     )
     arguments = parser.parse_args()
-    models = Models(arguments.directory, False, arguments.peers, _LAYERS)
+    models = Models(arguments.directory, False, _LAYERS)
     if arguments.prepare:
         models.quantized(4)
         if arguments.llama_server:
             models.gguf("q4_0")
             models.gguf("q8_0")
         return
-    setting = Setting(models, arguments.llama_server, arguments.threads, arguments.rounds)
+    engines = arguments.peers, arguments.llama_server
+    setting = Setting(models, *engines, arguments.threads, arguments.rounds)
     for name in arguments.figures:
         print(name, file=sys.stderr)
         before = psutil.cpu_percent(interval=2)

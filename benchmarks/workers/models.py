@@ -7,22 +7,22 @@ NAME-q4_0.gguf, NAME-q8_0.gguf        the same for llama.cpp
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from random_checkpoint import write_random_checkpoint
 from sentencepiece import sentencepiece_model_pb2 as proto
 from tqdm import tqdm
-from workers.vocabulary import pieces
 
+from baichuan.checkpoint.gguf.to_gguf import gguf_from_checkpoint
 from baichuan.checkpoint.quantize import quantize_checkpoint
+from baichuan.checkpoint.rewrite import Progress
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.quant.plan import Plan
 from baichuan.quant.scheme import Scheme
 
-_WRITE_GGUF = Path(__file__).parents[1] / "random_gguf.py"
 #: 40 layers, for llama.cpp's sake, and so thin that everything runs in seconds.
 _THIN = {
     "vocab_size": 2048,
@@ -40,13 +40,11 @@ class Models:
     Attributes:
         directory: of all of them.
         thin: the small network with the 13B's layers instead of the 13B.
-        peers: interpreter of the virtual environment with the package `gguf`.
         layers: fewer layers, each at full width, and a made-up vocabulary: for servers.
     """
 
     directory: Path
     thin: bool
-    peers: Path
     layers: int | None = None
 
     @property
@@ -73,12 +71,7 @@ class Models:
         directory = self.directory / f"{self._name}-int{bits}"
         if not directory.exists():
             source = self.plain()
-            with tqdm(unit="B", unit_scale=True, desc=directory.name) as bar:
-
-                def progress(done: int, total: int) -> None:
-                    bar.total = total
-                    bar.update(done - bar.n)
-
+            with _bar(directory) as progress:
                 quantize_checkpoint(source, directory, Plan(Scheme.of_bits(bits)), progress)
         return directory
 
@@ -86,18 +79,37 @@ class Models:
         """Give the GGUF file of a type: q4_0, q8_0 or f32."""
         file = self.directory / f"{self._name}-{kind}.gguf"
         if not file.exists():
-            print(f"writing {file}", file=sys.stderr)
-            command = [self.peers, _WRITE_GGUF, self.plain(), file, "--type", kind]
-            vocabulary = [] if self.layers is None else ["--vocabulary"]
-            subprocess.run([*command, *vocabulary], check=True)
+            source, tokenizer = self.plain(), self.layers is not None
+            with _bar(file) as progress:
+                gguf_from_checkpoint(source, file, kind, progress, tokenizer=tokenizer)
         return file
 
 
+@contextmanager
+def _bar(target: Path) -> Iterator[Progress]:
+    """Show how far the making of a file or directory is."""
+    with tqdm(unit="B", unit_scale=True, desc=target.name) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
 def _write_vocabulary(file: Path, size: int) -> None:
-    """Write a sentencepiece model."""
+    """Write a made-up sentencepiece model of the true size."""
     model = proto.ModelProto()
     model.trainer_spec.model_type = proto.TrainerSpec.BPE
     model.trainer_spec.byte_fallback = True
-    for number, (text, kind) in enumerate(pieces(size)):
+    for number, (text, kind) in enumerate(_pieces(size)):
         model.pieces.add(piece=text, score=-float(number), type=kind)
     file.write_bytes(model.SerializeToString())
+
+
+def _pieces(size: int) -> Iterator[tuple[str, int]]:
+    """Give text and kind of each piece: the special ones, 256 bytes, and words with a number."""
+    kinds = proto.ModelProto.SentencePiece
+    yield from (("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL))
+    yield from ((f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256))
+    yield from ((f"\u2581w{number}", kinds.NORMAL) for number in range(259, size))
