@@ -38,6 +38,7 @@ PHRASES = {
     ("engine/sampling.py", "allowed"),
     ("kernels/native.py", "reason"),
     ("errors.py", "template"),
+    ("train/arguments.py", "kind"),
     ("web/sidebar.py", "label"),
 }
 

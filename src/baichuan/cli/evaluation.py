@@ -109,8 +109,17 @@ def run_benchmark(asked: Asked, out: Path | None, plot: Path | None) -> None:
             seed=asked.seed,
             count=scorer.count,
         )
-        with _bar(notes) as tell:
-            result = evaluate(settings, data, scorer, maker, target, tell)
+        try:
+            with _bar(notes) as tell:
+                result = evaluate(settings, data, scorer, maker, target, tell)
+        except KeyboardInterrupt:
+            said = translate(
+                "Stopped. What is scored is kept beside {path}; the same command goes on from "
+                "there.",
+                path=target,
+            )
+            notes.print(Text(said, style="dim"))
+            raise
     if result is not None and share.rank == 0:
         _finish(result, target, plot)
 

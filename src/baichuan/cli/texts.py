@@ -115,4 +115,8 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
     hidden = not notes.is_terminal
     with Progress(*columns, console=notes, transient=True, disable=hidden) as progress:
         task = progress.add_task("", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        try:
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+        except KeyboardInterrupt:
+            notes.print(translate("Stopped; nothing is kept, the same command begins anew."))
+            raise

@@ -75,6 +75,11 @@ def run_train(arguments: Sequence[str]) -> None:
 
 def _imported() -> Callable[[Sequence[str]], Recipe]:
     """Import what takes seconds."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        # Else DeepSpeed, where it is installed, warns of that also in runs that do not use it.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import datasets
 

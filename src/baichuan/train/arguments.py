@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
+from argparse import Action, ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from baichuan.errors import UsageError
-from baichuan.language import translate
+from baichuan.language import phrase, translate
+from baichuan.train import deepspeed
 from baichuan.train.recipe import (
     OWN,
     DataArguments,
@@ -73,6 +76,14 @@ _NEW_WORD = "activation_checkpointing"
 _OLD_WORD = "gradient_checkpointing"
 _SUFFIXES = (".yaml", ".yml", ".json")
 
+#: What a value must be, in the user's words.
+_KINDS: dict[Any, str] = {
+    int: phrase("a whole number"),
+    float: phrase("a number"),
+    string_to_bool: phrase("true or false"),
+    None: phrase("a value that the flag can take"),
+}
+
 _Words = list[str]
 
 
@@ -87,9 +98,12 @@ def parse(argv: Sequence[str]) -> Recipe:
         UsageError: a flag that there is not (names the nearest), or a value that is not allowed.
     """
     words = _without_blanks(argv)
+    if words and words[0].startswith("--local_rank="):  # the deepspeed launcher's, before a recipe
+        del words[0]
     if words and words[0].endswith(_SUFFIXES):
         words = [*_from_file(Path(words[0])), *map(_as_flag, words[1:])]
     words, notices = _todays(words)
+    words = _with_deepspeed(words)
     parser = _Parser(*OWN, TrainingArguments)
     _refuse_unknown(words, parser)
     try:
@@ -124,7 +138,30 @@ class _Parser(HfArgumentParser):  # type: ignore[misc]  # untyped base
             if action.type is string_to_bool:  # bare, also where nothing is the default
                 action.nargs, action.const = "?", True
 
+    def _get_value(self, action: Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except ArgumentError as error:
+            kind = _KINDS.get(action.type, _KINDS[None])
+            raise UsageError(
+                "{name} is {given!r}; it must be {kind}.",
+                name=action.dest,
+                given=arg_string,
+                kind=translate(kind),
+            ) from error
+
+    def _check_value(self, action: Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise UsageError(
+                "{name} is {given!r}; allowed is one of {allowed}.",
+                name=action.dest,
+                given=value,
+                allowed=", ".join(map(str, action.choices)),
+            )
+
     def error(self, message: str) -> NoReturn:
+        if bare := re.match(r"argument --(\w+).*: expected", message):
+            raise UsageError("--{name} needs a value behind it.", name=bare[1])
         raise UsageError("{message}. `baichuan train --help` lists the flags.", message=message)
 
 
@@ -202,6 +239,16 @@ def _todays(words: _Words) -> tuple[_Words, list[str]]:
             )
         )
     return kept, notices
+
+
+def _with_deepspeed(words: _Words) -> _Words:
+    """Put in place of a DeepSpeed file what is in it, completed by the flags."""
+    kept: _Words = []
+    for name, values in _grouped(words):
+        if name == "deepspeed" and len(values) == 1:
+            values = [json.dumps(deepspeed.complete(deepspeed.read(values[0])))]
+        kept += [f"--{name}", *values] if name else values
+    return kept
 
 
 def _checkpointing(name: str) -> str:

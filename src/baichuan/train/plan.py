@@ -6,7 +6,6 @@ beside them is a constant. Knows no tensor: arithmetic on the shape of the netwo
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ from typing import Any
 
 import torch
 
-from baichuan.errors import UsageError
 from baichuan.model.attention import BIAS_CHANNELS
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.loss import POSITIONS_AT_ONCE
 from baichuan.model.pretrained import read_config
 from baichuan.quant.scheme import Scheme
+from baichuan.train.deepspeed import read
 from baichuan.train.recipe import Recipe
 
 #: Driver, kernels and the allocator's loss: about this much on a GPU.
@@ -94,7 +93,6 @@ def plan(recipe: Recipe) -> Plan:
     """Count what a recipe takes.
 
     Raises:
-        UsageError: a DeepSpeed file that cannot be read.
         CheckpointError, DownloadError: no configuration of the model is found.
     """
     config = _config(recipe)
@@ -141,7 +139,7 @@ class _Spread:
         if not recipe.training.deepspeed:
             every = gpus if recipe.training.fsdp else 1
             return cls(False, every, every, every)
-        zero = _deepspeed(recipe.training.deepspeed).get("zero_optimization", {})
+        zero = read(recipe.training.deepspeed)["zero_optimization"]
         stage = int(zero.get("stage", 0))
         return cls(
             True,
@@ -155,16 +153,6 @@ class _Spread:
 
 def _offloads(zero: Mapping[str, Any], name: str) -> bool:
     return bool((zero.get(name) or {}).get("device", "none") != "none")
-
-
-def _deepspeed(given: Any) -> Mapping[str, Any]:
-    if isinstance(given, dict):
-        return given
-    try:
-        content = json.loads(Path(given).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError("{path} cannot be read: {reason}.", path=given, reason=error) from error
-    return content if isinstance(content, dict) else {}
 
 
 def _machine(recipe: Recipe) -> tuple[int, float | None]:

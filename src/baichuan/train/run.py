@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from baichuan.checkpoint.load import DEMO
 from baichuan.hub import local_directory
 from baichuan.language import translate
 from baichuan.model.tokenizer import BaichuanTokenizer
-from baichuan.train import data, resume
+from baichuan.train import data, deepspeed, resume
 from baichuan.train.curve import require_picture, write_curve
 from baichuan.train.model import compute_dtype, prepare, reference
 from baichuan.train.progress import Progress
@@ -32,12 +33,24 @@ def run(recipe: Recipe) -> None:
 
     Raises:
         BaichuanError: what was asked for cannot be, or training cannot go on.
+        KeyboardInterrupt: Ctrl+C, once it is said what is saved.
     """
     recipe = for_this_machine(recipe)
+    say = _sayer(recipe.training)
+    try:
+        _train(recipe, say)
+    except KeyboardInterrupt:
+        # On a terminal, ^C stands behind what was printed last.
+        say(("\n" if sys.stderr.isatty() else "") + _stopped(recipe))
+        raise
+
+
+def _train(recipe: Recipe, say: Say) -> None:
+    """Do what `run` does, from the first word to the last."""
     training = recipe.training
-    say = _sayer(training)
     for notice in recipe.notices:
         say(notice)
+    deepspeed.check_agreement(training)
     if recipe.method.plot_loss:
         require_picture()
     checkpoint = resume.starting_point(recipe)
@@ -73,11 +86,33 @@ def for_this_machine(recipe: Recipe) -> Recipe:
     return replace(recipe, training=training, notices=(*recipe.notices, notice))
 
 
+def _stopped(recipe: Recipe) -> str:
+    """Say what is saved and how to go on."""
+    last = resume.last_checkpoint(Path(recipe.training.output_dir))
+    if last is None:
+        return translate(
+            "Stopped before a checkpoint was saved (--save_steps says how often); the same command "
+            "begins anew."
+        )
+    if recipe.method.overwrite_output_dir:
+        return translate(
+            "Stopped; {checkpoint} is whole. To go on from it, give the same command without "
+            "--overwrite_output_dir.",
+            checkpoint=last,
+        )
+    return translate(
+        "Stopped; {checkpoint} is whole, and the same command goes on from it.", checkpoint=last
+    )
+
+
 def make_trainer(
     recipe: Recipe, directory: Path, tokenizer: BaichuanTokenizer, splits: data.Splits
 ) -> Trainer:
     """Put a checkpoint's network and the rows into the Trainer of the stage."""
-    training, model = recipe.training, prepare(recipe, directory)
+    training = recipe.training
+    if is_deepspeed_zero3_enabled():
+        deepspeed.join_processes()
+    model = prepare(recipe, directory)
     training.logging_nan_inf_filter = False  # such a loss is an error here
     training.remove_unused_columns = False
     training.ddp_broadcast_buffers = False  # they are constant, and quantized weights are buffers
@@ -137,7 +172,9 @@ def _finish(recipe: Recipe, trainer: Trainer, say: Say) -> None:
 
 
 def _size(trainer: Trainer) -> str:
-    sizes = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+    parameters = trainer.model.parameters()
+    # Under ZeRO-3 a parameter is empty between its uses, and knows its size.
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in parameters]
     return translate(
         "{trained:,} weights learn (of {all:,} that are not quantized)",
         trained=sum(size for size, learns in sizes if learns),

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+from accelerate import DistributedType, PartialState
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -41,6 +42,14 @@ class Careful:
     _saving = False
     _tokens = 0
     _since = 0.0
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Set up the processes as the Trainer does; FSDP on CPUs too, which torch has."""
+        if self.args.fsdp and self.args.use_cpu:
+            # Else accelerate, whose list for FSDP has all kinds of devices but these, leaves the
+            # weights whole and says nothing.
+            PartialState().distributed_type = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *given: Any) -> Tensor:
         """Compute a batch's loss and gradients as the Trainer does; count its tokens.
@@ -100,16 +109,20 @@ class Careful:
         finally:
             self._saving = False
         self.accelerator.wait_for_everyone()
+        self._name_best(Path(self.args.output_dir))
         if self.args.should_save:
             self._put_in_place(unfinished / f"checkpoint-{self.state.global_step}")
         self.accelerator.wait_for_everyone()
 
+    def _name_best(self, output: Path) -> None:
+        """Say where the best checkpoint will be, in every process: all will read it."""
+        if step := self.state.best_global_step:
+            best = output / f"checkpoint-{step}"
+            if step == self.state.global_step or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+
     def _put_in_place(self, written: Path) -> None:
         output = Path(self.args.output_dir)
-        if self.state.best_global_step:
-            best = f"checkpoint-{self.state.best_global_step}"
-            if (output / best).is_dir() or written.name == best:
-                self.state.best_model_checkpoint = str(output / best)
         try:
             self.state.save_to_json(str(written / _STATE))
             for file in written.rglob("*"):
@@ -162,7 +175,13 @@ class FineTuner(Careful, Trainer):  # type: ignore[misc]  # untyped base
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *given: Any, **named: Any
     ) -> Any:
-        """Compute the loss as the Trainer does, but neither whole logits nor a cache."""
+        """Compute the loss as the Trainer does, but neither whole logits nor a cache.
+
+        In evaluation it is the mean over this process's own labels: gathered, and cut to the number
+        of rows, shares of a sum over all processes would not average to the loss.
+        """
+        if not model.training:
+            named["num_items_in_batch"] = None
         inputs = {"use_cache": False, "skip_logits": True, **inputs}
         return super().compute_loss(model, inputs, *given, **named)
 

@@ -9,7 +9,6 @@ from tests.conftest import tiny_config
 from torch.profiler import ProfilerActivity, profile
 
 import baichuan
-from baichuan.errors import UsageError
 from baichuan.model.adapters import with_quantized
 from baichuan.train.arguments import parse
 from baichuan.train.plan import plan
@@ -120,10 +119,3 @@ def test_what_learns():
     assert frozen.trained == 3 * (4 * 5120**2 + 3 * 5120 * 13696 + 2 * 5120)
     assert frozen.activations < plan(published()).activations / 10
     assert plan(published("--stage", "dpo")).logits > 4 * plan(published()).logits
-
-
-def test_a_deepspeed_file_that_is_none(tmp_path, zero):
-    recipe = published("--deepspeed", str(zero(2)))
-    (tmp_path / "deepspeed.json").write_text("{")
-    with pytest.raises(UsageError, match=r"deepspeed.json cannot be read"):
-        plan(recipe)
