@@ -7,8 +7,10 @@
 //
 // Layout of weights [rows, columns], the one that is saved: blocks of 16 rows. In a block, 4 columns of
 // the 16 rows are 64 bytes, row after row (int8: value + 128). For int4, 8 columns are 64 bytes: the low
-// nibbles hold columns 0..3, the high nibbles columns 4..7 (value + 8). Scales are bfloat16
-// [block, group, 16], or [block, 16] with one scale a row. Rows are padded to 16, columns to groups.
+// nibbles hold columns 0..3, the high nibbles columns 4..7 (value + 8). For int3, 32 columns are three times
+// 64 bytes, the first 24 as int4's, but value + 4; the bits that nibbles have to spare, 3 and 7, hold the
+// other 8: bit 0 of their codes in the first 64 bytes, bit 1 in the second, bit 2 in the third. Scales are
+// bfloat16 [block, group, 16], or [block, 16] with one scale a row. Rows are padded to 16, columns to groups.
 //
 // Arithmetic: activations are rounded to int8 with one float32 scale per row and group; products are
 // summed in int32, exactly, within a group; then y = fma(float(sum), weight scale * activation scale, y)
@@ -52,7 +54,7 @@ constexpr int kBlock = 16;   // rows of a block
 constexpr int kStreams = 4;  // through the weights, that a thread follows at a time
 constexpr int kHeads = 4;    // that attend in turns on one thread
 constexpr int kMostBlocks = 8;  // of weights, that share a pass over many rows of activations
-constexpr int kChunk = 64;   // bytes of a chunk: 4 columns of int8, 8 of int4
+constexpr int kChunk = 64;   // bytes of a chunk: 4 columns of int8, 8 of int4, a third of 32 of int3
 constexpr int kAhead = 4096;  // bytes fetched in advance, over all streams of a thread, into the second-level cache
 // Of a softmax, what is e^-60 of the largest share is none: nobody sees it, but its products with values
 // would be subnormal, which costs an Intel processor a hundred cycles each.

@@ -13,8 +13,8 @@
     └── StoppedError            a request to an engine that was closed
 
 Each message is one sentence or two: what was given, what is allowed, what to do. It is written as
-a template and its facts, `UsageError("bits is {bits}; allowed is 8 or 4.", bits=bits)`, so that the
-template can be found in the catalogue of the user's language.
+a template and its facts, `UsageError("bits is {bits}; allowed is 8, 4 or 3.", bits=bits)`, so that
+the template can be found in the catalogue of the user's language.
 """
 
 from baichuan.language import translate

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,17 @@ class WeightFiles:
         """Give (name, tensor) one at a time, memory-mapped, in the order of the files."""
         for file in self.files:
             yield from read_tensors(file.path)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Give some tensors by name, memory-mapped, wherever they are."""
+        wanted = set(names)
+        return {
+            name: tensor
+            for file in self.files
+            if wanted & file.headers.keys()
+            for name, tensor in read_tensors(file.path)
+            if name in wanted
+        }
 
     def _check_promises(self, promised: Mapping[str, str]) -> None:
         held = {file.path.name: set(file.headers) for file in self.files}

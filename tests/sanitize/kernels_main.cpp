@@ -98,10 +98,12 @@ void compare(Kind call, int64_t bytes, void* Kind::*out, const char* what) {
 }
 
 void check_linear(int64_t rows, int64_t columns, int64_t outputs, int64_t group, int kind) {
-  const int32_t bits = kind & 1 ? 4 : 8, dtype = kind & 2 ? kBFloat16 : kFloat32;
+  constexpr int32_t kBits[] = {8, 4, 3};
+  const int32_t bits = kBits[kind % 3], dtype = kind & 2 ? kBFloat16 : kFloat32;
+  const int32_t up_bits = kBits[(kind + 1) % 3];
   const bool per_row = kind & 4, fused = kind & 8, wild = kind & 16;
   const Matrix w = random_matrix(outputs, columns, group, bits, per_row);
-  const Matrix up = random_matrix(outputs, columns, group, 12 - bits, !per_row);
+  const Matrix up = random_matrix(outputs, columns, group, up_bits, !per_row);
   const auto x = random_floats(rows * columns, dtype, 3.0f, wild);
   const auto norm = random_floats(columns, kFloat32, 2.0f);
   const auto residual = random_floats(rows * outputs, dtype, 2.0f);
@@ -122,7 +124,7 @@ void check_linear(int64_t rows, int64_t columns, int64_t outputs, int64_t group,
   call.outputs = outputs;
   call.group = group;
   call.bits = bits;
-  call.up_bits = 12 - bits;
+  call.up_bits = up_bits;
   call.dtype = dtype;
   call.eps = 1e-6f;
   compare(call, static_cast<int64_t>(residual.size()), &Linear::y, "linear");

@@ -49,8 +49,9 @@ def load(
             float32, being too small to gain from less.
         device: `"cpu"`, `"cuda"`, `"cuda:1"`, `"auto"` (spread over what there is), ...; by default
             `"auto"` where there is an accelerator and `"cpu"` elsewhere.
-        bits: 8 or 4 quantizes while loading; the original weights stay on the disk, mapped, so that
-            memory holds little more than the result. A checkpoint quantized before needs no `bits`.
+        bits: 8, 4 or 3 quantizes while loading; the original weights stay on the disk, mapped, so
+            that memory holds little more than the result. A checkpoint quantized before needs no
+            `bits`.
         adapter: directory of a LoRA adapter: merged into float weights, beside quantized ones.
             Without `name_or_path`, the model that it was trained on is loaded. Needs peft.
         huge_pages: copy quantized weights on a CPU into pages of 2 MB. Tokens then come faster; but

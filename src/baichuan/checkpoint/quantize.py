@@ -1,13 +1,15 @@
-"""Quantizing a checkpoint on disk, tensor by tensor (rewrite.py); the rounding is quant's."""
+"""Quantizing a checkpoint on disk, tensor by tensor or, by texts (calibrate.py), layer by layer."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from baichuan.checkpoint.calibrate import Calibrated
 from baichuan.checkpoint.rewrite import Change, Part, Progress, refuse_existing, rewrite_checkpoint
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.model.configuration import BaichuanConfig
@@ -24,6 +26,8 @@ def quantize_checkpoint(
     target: Path,
     plan: Plan,
     progress: Progress = lambda done, total: None,
+    *,
+    ids: Tensor | None = None,
 ) -> None:
     """Write a quantized copy of a checkpoint.
 
@@ -33,6 +37,7 @@ def quantize_checkpoint(
         plan: which matrices, and how.
         progress: told (bytes of the source finished, all bytes) when all is checked, and after each
             tensor.
+        ids: token ids int64 [rows, positions] to choose the codes by; None rounds to nearest.
 
     Raises:
         CheckpointError: the source is damaged or quantized already, the disk is too small.
@@ -44,9 +49,14 @@ def quantize_checkpoint(
     refuse_quantized(config, weights)
     plan = plan_for(config, plan)
     headers = {name: header for name, header in weights.headers.items() if "inv_freq" not in name}
-    schemes = _schemes(config, plan, source, headers)
-    parts = [Part((name,), stored_bytes(h, schemes.get(name))) for name, h in headers.items()]
+    schemes = checked_schemes(config, plan, source, headers)
+    sizes = {name: stored_bytes(header, schemes.get(name)) for name, header in headers.items()}
     config.quantization_config = BaichuanQuantizationConfig.of(plan)
+    if ids is not None:
+        change = _calibrated(config, plan, schemes, sizes, ids)
+        rewrite_checkpoint(weights, target, change, progress)
+        return
+    parts = [Part((name,), size) for name, size in sizes.items()]
 
     def convert(read: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ((name, tensor),) = read.items()
@@ -56,7 +66,23 @@ def quantize_checkpoint(
     rewrite_checkpoint(weights, target, change, progress)
 
 
-def _schemes(
+def _calibrated(
+    config: BaichuanConfig,
+    plan: Plan,
+    schemes: Mapping[str, Scheme],
+    sizes: Mapping[str, int],
+    ids: Tensor,
+) -> Change:
+    calibrated = Calibrated(config, schemes, ids)
+    parts = [
+        Part(names, sum(map(sizes.__getitem__, names))) for names in Calibrated.parts(list(sizes))
+    ]
+    texts = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+    settings = {"plan": plan.to_dict(), "texts": texts}
+    return Change(parts, calibrated.convert, config, settings, calibrated.skip)
+
+
+def checked_schemes(
     config: BaichuanConfig, plan: Plan, source: Path, headers: Mapping[str, Tensor]
 ) -> dict[str, Scheme]:
     """Give the scheme of each weight to quantize, having checked that all tensors are there."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.model.configuration import BaichuanConfig
-from baichuan.weights import WeightFiles, read_headers
+from baichuan.weights import WeightFiles, read_headers, read_tensors
 
 _SHARD_BYTES = 500_000_000
 _JOURNAL, _INDEX, _SUMS = "journal.json", "model.safetensors.index.json", "SHA256SUMS"
@@ -54,12 +54,16 @@ class Change:
         convert: from a part's tensors to those that are written, by name.
         config: of the result.
         settings: plain data that tells this change from another, for the journal.
+        skip: told of parts that an earlier run has finished, their tensors and all of their shard,
+            for a change whose parts depend on those before. They come in the given order then, and
+            else in that of the files, which reads them faster.
     """
 
     parts: Sequence[Part]
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     config: BaichuanConfig
     settings: Mapping[str, Any]
+    skip: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None] | None = None
 
 
 def rewrite_checkpoint(
@@ -74,10 +78,7 @@ def rewrite_checkpoint(
     refuse_existing(target)
     partial = target.with_name(target.name + ".partial")
     check_room(partial, sum(part.stored for part in change.parts))
-    order = {name: place for place, name in enumerate(weights.headers)}
-    # A part is complete when its last tensor was read.
-    parts = sorted(change.parts, key=lambda part: max(map(order.__getitem__, part.names)))
-    shards = list(_shards(parts))
+    shards = list(_shards(change.parts if change.skip else _in_order_of_files(weights, change)))
     with alone(partial):
         refuse_existing(target)  # another run may have ended just now
         settings = {**change.settings, "source": fingerprint(weights), "shards": len(shards)}
@@ -85,6 +86,12 @@ def rewrite_checkpoint(
         _write_shards(weights, shards, change, journal, progress)
         _finish(weights.directory, partial, change.config, len(shards), journal)
         partial.rename(target)
+
+
+def _in_order_of_files(weights: WeightFiles, change: Change) -> list[Part]:
+    order = {name: place for place, name in enumerate(weights.headers)}
+    # A part is complete when its last tensor was read.
+    return sorted(change.parts, key=lambda part: max(map(order.__getitem__, part.names)))
 
 
 def refuse_existing(target: Path) -> None:
@@ -201,24 +208,40 @@ def _write_shards(
     """Pass over the source once; tensors of finished shards are skipped unread."""
     total, done = sum(file.path.stat().st_size for file in weights.files), 0
     progress(done, total)
-    wanted = {name for shard in shards for part in shard for name in part.names}
-    source = ((name, tensor) for name, tensor in weights.tensors() if name in wanted)
-    held: dict[str, Tensor] = {}
+    source = _read(weights, [part for shard in shards for part in shard], change)
     for number, shard in enumerate(shards, start=1):
         file = _file(number, len(shards))
         whole = journal.has(file)
         tensors: dict[str, Tensor] = {}
-        for part in shard:
-            while not held.keys() >= set(part.names):
-                held |= [next(source)]
-            read = {name: held.pop(name) for name in part.names}
+        if whole and change.skip:
+            tensors = dict(read_tensors(journal.directory / file))
+        for _ in shard:
+            read = next(source)
             if not whole:
                 tensors |= change.convert(read)
+            elif change.skip:
+                change.skip(read, tensors)
             done += sum(tensor.nbytes for tensor in read.values())
             progress(done, total)
         if not whole:
             _save(tensors, journal.directory / file)
             journal.add(file)
+
+
+def _read(
+    weights: WeightFiles, parts: Sequence[Part], change: Change
+) -> Iterator[dict[str, Tensor]]:
+    """Give the tensors of each part."""
+    if change.skip:
+        yield from (weights.read(part.names) for part in parts)
+        return
+    wanted = {name for part in parts for name in part.names}
+    source = ((name, tensor) for name, tensor in weights.tensors() if name in wanted)
+    held: dict[str, Tensor] = {}
+    for part in parts:
+        while not held.keys() >= set(part.names):
+            held |= [next(source)]
+        yield {name: held.pop(name) for name in part.names}
 
 
 def _finish(

@@ -36,7 +36,7 @@ def convert(
         ),
     ] = None,
     bits: Annotated[
-        int | None, typer.Option(help=translate("From GGUF: 8 or 4 quantizes anew."))
+        int | None, typer.Option(help=translate("From GGUF: 8, 4 or 3 quantizes anew."))
     ] = None,
     group_size: Group = None,
     dtype: Annotated[

@@ -157,13 +157,25 @@ def quantize(
         str, typer.Argument(help=translate("Directory or hub name of a checkpoint."))
     ],
     target: Annotated[Path, typer.Argument(help=translate("Directory to make."))],
-    bits: Annotated[int, typer.Option(help=translate("8 or 4."))] = 4,
+    bits: Annotated[int | None, typer.Option(help=translate("8, 4 or 3; 4 by itself."))] = None,
     group_size: Group = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help=translate("Choose the codes by texts: loses less."))
+    ] = False,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help=translate("Calibrate by this file; may be given several times.")),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help=translate("Mix 3, 4 and 8 bits to this size, such as 6GB; calibrates.")),
+    ] = None,
 ) -> None:
     """Run `baichuan quantize`."""
     from baichuan.cli.quantize import run_quantize
 
-    run_quantize(source, target, bits, group_size)
+    texts = text or ()
+    run_quantize(source, target, bits, group_size, calibrate=calibrate, texts=texts, budget=budget)
 
 
 @app.command(

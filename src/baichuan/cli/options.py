@@ -30,7 +30,7 @@ System = Annotated[
 Bits = Annotated[
     int | None,
     typer.Option(
-        help=translate("8 or 4: quantize while loading. A quantized checkpoint needs no --bits.")
+        help=translate("8, 4 or 3: quantize while loading. A quantized checkpoint needs no --bits.")
     ),
 ]
 Group = Annotated[

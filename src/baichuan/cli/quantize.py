@@ -2,22 +2,65 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from baichuan.checkpoint.calibrate import calibration_rows
 from baichuan.checkpoint.quantize import quantize_checkpoint
 from baichuan.checkpoint.rewrite import refuse_existing
+from baichuan.checkpoint.sensitivity import plan_within
 from baichuan.cli.rewriting import watched
+from baichuan.errors import UsageError
 from baichuan.hub import local_directory
+from baichuan.language import translate
 from baichuan.quant.plan import Plan
 from baichuan.quant.scheme import Scheme
 
+_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
-def run_quantize(source: str, target: Path, bits: int, group_size: int | None) -> None:
+
+def run_quantize(
+    source: str,
+    target: Path,
+    bits: int | None,
+    group_size: int | None,
+    *,
+    calibrate: bool = False,
+    texts: Sequence[Path] = (),
+    budget: str | None = None,
+) -> None:
     """Quantize and say what came out; interrupted, say how to go on."""
-    plan = Plan(Scheme.of_bits(bits, group_size))
     refuse_existing(target)  # before anything is fetched
+    if budget is not None and (bits, group_size) != (None, None):
+        raise UsageError(
+            "--budget was given with --bits or --group-size; it chooses these itself, for each "
+            "matrix. Give one or the other."
+        )
+    room = None if budget is None else _bytes(budget)
+    plan = Plan(Scheme.of_bits(4 if bits is None else bits, group_size))
     directory = local_directory(source)
-    with watched(f"int{bits}") as advance:
-        quantize_checkpoint(directory, target, plan, advance)
+    wanted = calibrate or texts or room is not None
+    ids = calibration_rows(directory, texts) if wanted else None
+    if room is not None and ids is not None:
+        with watched(translate("what each matrix loses"), resumes=False) as advance:
+            plan = plan_within(directory, ids, room, advance)
+    with watched(f"int{bits or 4}" if room is None else target.name) as advance:
+        quantize_checkpoint(directory, target, plan, advance, ids=ids)
     size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     print(f"{target}: {size / 1e9:.2f} GB")
+
+
+def _bytes(budget: str) -> float:
+    """Read a size such as 6GB, 850 MB or 6000000000.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", budget.strip(), re.IGNORECASE)
+    if found is None:
+        raise UsageError(
+            "--budget is {given!r}; give the size of the result, such as 6GB or 850MB.",
+            given=budget,
+        )
+    return float(found[1]) * _UNITS.get((found[2] or "").upper(), 1.0)

@@ -91,7 +91,7 @@ def adopted(matrix: PackedMatrix, dtype: torch.dtype) -> CudaMatrix | None:
 def available(matrix: PackedMatrix, dtype: torch.dtype) -> bool:
     """Say whether the device that a matrix is on has a kernel for it and for inputs of a dtype."""
     device = matrix.codes.device
-    if device.type != "cuda" or torch.version.hip is not None:
+    if device.type != "cuda" or torch.version.hip is not None or matrix.bits == 3:
         return False
     if matrix.bits == 8:
         known = torch._C._dispatch_has_kernel_for_dispatch_key("aten::_weight_int8pack_mm", "CUDA")

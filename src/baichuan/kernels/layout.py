@@ -2,8 +2,11 @@
 
 Blocks of 16 rows. In a block, 4 columns of its 16 rows are 64 consecutive bytes, row after row
 (int8, stored as code + 128). For int4, 8 columns are 64 bytes: the low nibbles hold columns 0..3,
-the high nibbles columns 4..7 (stored as code + 8). Scales lie apart, 16 rows of one group at a
-time. Rows are filled up to 16 and columns to whole groups with codes of 0.
+the high nibbles columns 4..7 (stored as code + 8). For int3, 32 columns are three times 64 bytes:
+the first 24 as int4's (stored as code + 4), the other 8 in the bits that nibbles have to spare, 3
+and 7: bit 0 of their codes in the first 64 bytes, bit 1 in the second, bit 2 in the third. Scales
+lie apart, 16 rows of one group at a time. Rows are filled up to 16 and columns to whole groups with
+codes of 0.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from torch import Tensor
 from baichuan.errors import UsageError
 
 BLOCK = 16
-_OFFSETS = {4: 8, 8: 128}
+_OFFSETS = {3: 4, 4: 8, 8: 128}
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class QuantizedMatrix:
 
     Attributes:
         codes, scales: of one device.
-        bits: 4 or 8.
+        bits: 3, 4 or 8.
         group_size: columns that share one scale of the activations and, with several scales a row,
             of the weight.
         rows, columns: of the matrix without filling.
@@ -105,8 +108,10 @@ def pack(codes: Tensor, scales: Tensor, bits: int, group_size: int) -> PackedMat
     stored = padded_codes.view(torch.uint8) + _OFFSETS[bits]
     blocks = stored.view(-1, BLOCK, (columns + more_columns) // 4, 4)
     chunks = blocks.transpose(1, 2).reshape(len(blocks), -1, 64)
-    if bits == 4:
+    if bits < 8:
         chunks = chunks[:, 0::2] | (chunks[:, 1::2] << 4)
+    if bits == 3:
+        chunks = _without_fourths(chunks)
     padded = F.pad(scales.to(torch.bfloat16), (0, 0, 0, more_rows)).view(-1, BLOCK, scales.shape[1])
     return PackedMatrix(
         chunks.contiguous(), padded.transpose(1, 2).contiguous(), bits, group_size, rows, columns
@@ -115,13 +120,28 @@ def pack(codes: Tensor, scales: Tensor, bits: int, group_size: int) -> PackedMat
 
 def unpack(matrix: PackedMatrix) -> tuple[Tensor, Tensor]:
     """Undo `pack`: codes int8 [rows, columns] and scales bfloat16 [rows, groups or 1]."""
-    chunks = matrix.codes
-    if matrix.bits == 4:
+    chunks = _with_fourths(matrix.codes) if matrix.bits == 3 else matrix.codes
+    if matrix.bits < 8:
         chunks = torch.stack([chunks & 15, chunks >> 4], dim=2).flatten(1, 2)
     stored = chunks.view(len(chunks), -1, BLOCK, 4).transpose(1, 2).reshape(len(chunks) * BLOCK, -1)
     codes = (stored - _OFFSETS[matrix.bits]).view(torch.int8)
     scales = matrix.scales.transpose(1, 2).reshape(len(chunks) * BLOCK, -1)
     return codes[: matrix.rows, : matrix.columns], scales[: matrix.rows]
+
+
+def _without_fourths(chunks: Tensor) -> Tensor:
+    """Spread each fourth chunk, of nibbles below 8, over the spare bits of the three before it."""
+    fours = chunks.view(len(chunks), -1, 4, 64)
+    bits = [(fours[:, :, 3] >> bit & 0x11) << 3 for bit in range(3)]
+    return (fours[:, :, :3] | torch.stack(bits, dim=2)).flatten(1, 2)
+
+
+def _with_fourths(chunks: Tensor) -> Tensor:
+    """Undo `_without_fourths`."""
+    threes = chunks.view(len(chunks), -1, 3, 64)
+    bits = [(threes[:, :, bit] >> 3 & 0x11) << bit for bit in range(3)]
+    fourth = bits[0] | bits[1] | bits[2]
+    return torch.cat([threes & 0x77, fourth[:, :, None]], dim=2).flatten(1, 2)
 
 
 def dequantize(matrix: PackedMatrix, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -33,7 +33,7 @@ class BaichuanQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """What config.json says of quantized weights; also `from_pretrained(quantization_config=...)`.
 
     Args:
-        bits: 8 or 4.
+        bits: 8, 4 or 3.
         group_size: columns that share a scale; None for the default of `bits`.
         exceptions: module name to `{"bits": ..., "group_size": ...}` or None (not quantized).
         format_version: of the saved layout.
@@ -122,7 +122,7 @@ class QuantizeMixin:
         on any device; `save_pretrained` writes it and `from_pretrained` reads it back.
 
         Args:
-            bits: 8 (one scale per row) or 4 (one per group of 128 columns).
+            bits: 8 (one scale per row), 4 (one per group of 128 columns) or 3 (one per 64).
             group_size: 32, 64, 128 or 256 columns for each scale instead.
             scheme: "original" for the original code's arithmetic, exactly, which is slow.
             progress: show a bar.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from baichuan.kernels import cuda, ops
 from baichuan.kernels.layout import PackedMatrix, dequantize, pack, packed_shapes
+from baichuan.quant.calibrated import round_calibrated
 from baichuan.quant.rounding import round_weight
 from baichuan.quant.scheme import Scheme
 
@@ -41,11 +42,22 @@ class QuantizedLinear(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def from_weight(cls, weight: Tensor, scheme: Scheme) -> QuantizedLinear:
-        """Quantize a weight [out_features, in_features]; the layer is on the weight's device."""
+    def from_weight(
+        cls, weight: Tensor, scheme: Scheme, moment: Tensor | None = None
+    ) -> QuantizedLinear:
+        """Quantize a weight [out_features, in_features]; the layer is on the weight's device.
+
+        Args:
+            weight: of any float dtype.
+            scheme: bits and groups.
+            moment: of the inputs, for quant/calibrated.py, and overwritten; None rounds to nearest.
+        """
         with torch.device("meta"):
             layer = cls(weight.shape[1], weight.shape[0], scheme)
-        codes, scales = round_weight(weight, scheme)
+        if moment is None:
+            codes, scales = round_weight(weight, scheme)
+        else:
+            codes, scales = round_calibrated(weight, moment, scheme)
         packed = pack(codes, scales, scheme.bits, scheme.columns_per_group)
         layer.codes, layer.scales = packed.codes, packed.scales
         return layer

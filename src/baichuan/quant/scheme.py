@@ -8,7 +8,7 @@ from typing import Any
 
 from baichuan.errors import UsageError
 
-BITS = (8, 4)
+BITS = (8, 4, 3)
 GROUP_SIZES = (32, 64, 128, 256)
 #: How the codes lie and are multiplied: this package's way, or the original code's, exactly.
 LAYOUTS = ("blocks", "original")
@@ -21,7 +21,7 @@ class Scheme:
     """Symmetric rounding to `bits`, with one scale for each `group_size` columns of a row.
 
     Attributes:
-        bits: 8 or 4.
+        bits: 8, 4 or 3.
         group_size: 32, 64, 128 or 256; None for one scale per row.
         layout: "blocks" (quant/linear.py) or "original" (quant/original.py; one scale per row).
     """
@@ -32,21 +32,23 @@ class Scheme:
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in BITS:
-            raise UsageError("bits is {given!r}; allowed is 8 or 4.", given=self.bits)
+            raise UsageError("bits is {given!r}; allowed is 8, 4 or 3.", given=self.bits)
         size = self.group_size
         if size is not None and (type(size) is not int or size not in GROUP_SIZES):
             raise UsageError(
-                "group_size is {given!r}; allowed is {sizes}. Left out, int8 has one scale a row "
-                "and int4 groups of 128.",
+                "group_size is {given!r}; allowed is {sizes}. Left out, int8 has one scale a row, "
+                "int4 groups of 128 and int3 of 64.",
                 given=size,
                 sizes=", ".join(map(str, GROUP_SIZES)),
             )
 
-        if self.layout not in LAYOUTS or (self.layout == "original" and size is not None):
+        original = self.layout == "original"
+        if self.layout not in LAYOUTS or (original and (size is not None or self.bits == 3)):
             raise UsageError(
-                "The scheme is {layout!r} with groups of {size}; allowed are 'blocks', and "
-                "'original' without groups.",
+                "The scheme is {layout!r} with {bits} bits and groups of {size}; allowed are "
+                "'blocks', and 'original' with 8 or 4 bits and without groups.",
                 layout=self.layout,
+                bits=self.bits,
                 size=size,
             )
 
@@ -62,10 +64,8 @@ class Scheme:
 
     @classmethod
     def of_bits(cls, bits: int, group_size: int | None = None) -> Scheme:
-        """Give the default for a number of bits: int8 by rows, int4 by groups of 128."""
-        if group_size is None and bits == 4:
-            group_size = 128
-        return cls(bits, group_size)
+        """Give the default for a number of bits: int8 by rows, int4 by 128, int3 by 64 columns."""
+        return cls(bits, group_size or {4: 128, 3: 64}.get(bits))
 
     @property
     def columns_per_group(self) -> int:

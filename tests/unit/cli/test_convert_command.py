@@ -39,7 +39,7 @@ def test_there_and_back(source, tmp_path, capsys):
         (("a.gguf", "b"), {"kind": "f16"}, "--type cannot be given here"),
         (("a.gguf", "b"), {"group_size": 32}, "--group-size cannot be given here"),
         (("a", "b.gguf"), {"dtype": "float32"}, "--dtype cannot be given here"),
-        (("a.gguf", "b"), {"bits": 3}, "bits is 3; allowed is 8 or 4"),
+        (("a.gguf", "b"), {"bits": 5}, "bits is 5; allowed is 8, 4 or 3"),
     ],
 )
 def test_what_cannot_be_asked_for(names, options, message):

@@ -78,7 +78,7 @@ def test_only_inputs_are_kept(function, wanted):
     rows=st.integers(1, 70),
     columns=st.integers(1, 300),
     group=st.sampled_from([32, 64, 128, 256]),
-    bits=st.sampled_from([4, 8]),
+    bits=st.sampled_from([3, 4, 8]),
     per_row=st.booleans(),
     dtype=st.sampled_from(DTYPES),
     data=st.data(),
@@ -94,7 +94,7 @@ def test_dense_is_the_dequantized_weight(rows, columns, group, bits, per_row, dt
 
 @pytest.mark.parametrize("name", [native.TORCH, native.available()[-1]])
 @pytest.mark.parametrize("at_once", [1, 40 * 100, 2**23])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [3, 4, 8])
 def test_product_in_parts(monkeypatch, name, at_once, bits):
     monkeypatch.setenv("BAICHUAN_KERNELS", name)
     monkeypatch.setattr(gradients, "_AT_ONCE", at_once)

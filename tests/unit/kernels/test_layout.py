@@ -10,7 +10,7 @@ from baichuan.kernels.layout import dequantize, pack, packed_shapes, unpack
 GROUPS = st.sampled_from([32, 64, 128, 256])
 
 
-@given(st.integers(1, 70), st.integers(1, 300), GROUPS, st.sampled_from([4, 8]), st.booleans())
+@given(st.integers(1, 70), st.integers(1, 300), GROUPS, st.sampled_from([3, 4, 8]), st.booleans())
 def test_unpack_undoes_pack(rows, columns, group, bits, per_row):
     highest = 2 ** (bits - 1) - 1
     codes = torch.randint(-highest - 1, highest + 1, (rows, columns), dtype=torch.int8)
@@ -47,6 +47,19 @@ def test_bytes_of_int4():
     assert set(packed[0, :, 8:].flatten().tolist()) == {0x88}
 
 
+def test_bytes_of_int3():
+    # Row 0 has columns -4..3 four times; the nibbles of the first three chunks hold columns 0..23,
+    # + 4, and their bits 3 and 7 the bits of columns 24..27 and 28..31.
+    codes = (torch.arange(32) % 8 - 4).to(torch.int8)[None]
+    packed = pack(codes, torch.ones(1, 1), 3, 32).codes
+    assert packed.shape == (1, 3, 64)
+    assert packed[0, 0, :4].tolist() == [0x40, 0x51 | 0x88, 0x62, 0x73 | 0x88]
+    assert packed[0, 1, :4].tolist() == [0x40, 0x51, 0x62 | 0x88, 0x73 | 0x88]
+    assert packed[0, 2, :4].tolist() == [0x40 | 0x80, 0x51 | 0x80, 0x62 | 0x80, 0x73 | 0x80]
+    assert set(packed[0, :2, 4:].flatten().tolist()) == {0x44}
+    assert set(packed[0, 2, 4:].tolist()) == {0x44 | 0x88}
+
+
 def test_scales_lie_by_block_and_group():
     scales = torch.arange(17 * 3).view(17, 3).bfloat16()
     packed = pack(torch.zeros(17, 96, dtype=torch.int8), scales, 4, 32).scales
@@ -55,7 +68,7 @@ def test_scales_lie_by_block_and_group():
     assert packed[1].tolist() == [[48.0 + group] + [0.0] * 15 for group in range(3)]
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [3, 4, 8])
 def test_dequantize_multiplies_codes_by_their_groups_scale(bits):
     codes = torch.full((2, 40), 3, dtype=torch.int8)
     packed = pack(codes, torch.tensor([[1.0, 2.0], [-0.5, 0.0]]), bits, 32)

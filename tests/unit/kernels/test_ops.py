@@ -25,7 +25,7 @@ FLOOR = {torch.float32: 1e-30, torch.bfloat16: 1e-30, torch.float16: 2**-24}
 def random_matrix(rows, columns, bits=4, group=64, per_row=False):
     """Give codes over their whole range and scales of either sign."""
     highest = 2 ** (bits - 1) - 1
-    lowest = -highest if bits == 8 else -8
+    lowest = -highest if bits == 8 else -highest - 1
     codes = torch.randint(lowest, highest + 1, (rows, columns), dtype=torch.int8)
     scales = torch.randn(rows, 1 if per_row else -(-columns // group)) / highest
     return pack(codes, scales, bits, group)
@@ -65,11 +65,13 @@ class Case:
 def cases(draw, fused=st.booleans()):
     rows = draw(st.one_of(st.integers(1, 70), st.sampled_from([511, 513, 545])))
     columns, outputs = draw(st.integers(1, 300)), draw(st.integers(1, 70))
-    group, bits = draw(st.sampled_from([32, 64, 128, 256])), draw(st.sampled_from([4, 8]))
+    group, bits = draw(st.sampled_from([32, 64, 128, 256])), draw(st.sampled_from([3, 4, 8]))
     dtype = draw(st.sampled_from(DTYPES))
     torch.manual_seed(draw(st.integers(0, 2**20)))
     norm = Norm(torch.rand(columns) + 0.5, 1e-6) if draw(fused) else None
-    up = random_matrix(outputs, columns, draw(st.sampled_from([4, 8])), group, draw(st.booleans()))
+    up = random_matrix(
+        outputs, columns, draw(st.sampled_from([3, 4, 8])), group, draw(st.booleans())
+    )
     return Case(
         x=(torch.randn(rows, columns) * torch.randn(rows, 1).exp()).to(dtype),
         weight=random_matrix(outputs, columns, bits, group, draw(st.booleans())),

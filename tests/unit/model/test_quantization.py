@@ -181,7 +181,7 @@ def test_adapters_need_peft(bits):
 
 def test_what_cannot_be_is_refused():
     model = network()
-    with pytest.raises(UsageError, match="bits is 5; allowed is 8 or 4"):
+    with pytest.raises(UsageError, match="bits is 5; allowed is 8, 4 or 3"):
         model.quantize(5)
     with pytest.raises(UsageError, match="group_size is 100"):
         model.quantize(4, 100)

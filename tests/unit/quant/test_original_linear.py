@@ -68,7 +68,7 @@ def test_a_row_of_zeros_stays_zero():
 
 @pytest.mark.parametrize(("size", "layout"), [(64, "original"), (None, "nonsense")])
 def test_what_there_is_not(size, layout):
-    with pytest.raises(UsageError, match="allowed are 'blocks', and 'original' without groups"):
+    with pytest.raises(UsageError, match="'original' with 8 or 4 bits and without groups"):
         Scheme(8, size, layout)
     with pytest.raises(UsageError, match="packs eight columns"):
         OriginalLinear(12, 4, Scheme(4, None, "original"))

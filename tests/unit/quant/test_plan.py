@@ -53,7 +53,7 @@ def test_a_plan_survives_saving():
         ({"bits": 4, "exceptions": {"a": {"bits": 4}}}, "cannot be read.*group_size"),
         ({"bits": 4, "exceptions": ["a"]}, "cannot be read"),
         ({"bits": 4, "calibrated": True}, "has calibrated, which this version"),
-        ({"bits": 3}, "bits is 3; allowed is 8 or 4"),
+        ({"bits": 5}, "bits is 5; allowed is 8, 4 or 3"),
         ({"bits": "4"}, "bits is '4'"),
         ({"bits": 4.0}, "bits is 4.0"),
         ({"bits": True}, "bits is True"),

@@ -12,7 +12,7 @@ from baichuan.quant import rounding
 from baichuan.quant.rounding import round_weight
 from baichuan.quant.scheme import Scheme
 
-SCHEMES = st.builds(Scheme, st.sampled_from([8, 4]), st.sampled_from([None, 32, 64, 128, 256]))
+SCHEMES = st.builds(Scheme, st.sampled_from([8, 4, 3]), st.sampled_from([None, 32, 64, 128, 256]))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -48,13 +48,14 @@ def test_codes_and_scales_are_in_range_and_errors_bounded(weight, scheme):
     assert scales.shape == (len(weight), 1 if scheme.per_row else -(-weight.shape[1] // size))
     assert scales.isfinite().all()
     assert codes.max() <= 2 ** (scheme.bits - 1) - 1
-    assert codes.min() >= (-127 if scheme.bits == 8 else -8)
+    half = 2 ** (scheme.bits - 1)
+    assert codes.min() >= (-127 if scheme.bits == 8 else -half)
     error = by_groups(restored(weight, scheme).double() - weight.double(), scheme).abs().amax(-1)
     most = by_groups(weight, scheme).abs().amax(-1)
     if scheme.bits == 8:  # half a step, and what the scale loses in bfloat16
         assert (error <= most / 127 / 2 * 1.005).all()
-    else:  # never worse than dividing by 8: half a step, or a whole one on the short side
-        assert (error.square() <= size * (most / 8).square() * 1.01).all()
+    else:  # never worse than dividing by 8 or 4: half a step, or a whole one on the short side
+        assert (error.square() <= size * (most / half).square() * 1.01).all()
 
 
 def test_the_error_of_int8_is_far_below_that_of_int4():
@@ -65,6 +66,7 @@ def test_the_error_of_int8_is_far_below_that_of_int4():
 
     assert loss(8, 128) < loss(8, None) < loss(4, 32) / 100
     assert loss(4, 32) < loss(4, 64) < loss(4, 128) < loss(4, 256) < loss(4, None)
+    assert loss(4, 32) < loss(3, 32) / 3 < loss(3, 64) / 3 < 0.25**2 / 3
     assert loss(4, 128) < 0.12**2  # of normal numbers: at 4.125 bits a weight
 
 
@@ -94,7 +96,7 @@ def test_very_small_and_very_large_weights(scheme, size):
         assert (again - weight).abs().max() <= 1.3e-34
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 3])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_nan_and_infinity_are_refused_and_the_largest_number_is_not(bits, bad):
     weight = torch.randn(5, 70)
@@ -121,7 +123,7 @@ def test_of_equal_magnitudes_the_first_gives_the_sign():
         assert (scales < 0) == (first > 0)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 3])
 def test_zeros_stay_zeros(bits):
     codes, scales = round_weight(torch.zeros(3, 40), Scheme(bits, 32))
     assert not codes.any() and not scales.any()
@@ -155,9 +157,22 @@ def test_rows_do_not_depend_on_each_other():
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 3])
 def test_nan_and_infinity_are_refused(bad, bits):
     weight = torch.randn(3, 40)
     weight[2, 39] = bad
     with pytest.raises(UsageError, match="holds NaN or infinity"):
         round_weight(weight, Scheme(bits, 32))
+
+
+@pytest.mark.parametrize("bits", [4, 3])
+def test_scales_weigh_errors_by_importance(bits):
+    weight, importance = torch.randn(50, 128), torch.rand(128) ** 8
+    losses = {}
+    for counted in (False, True):
+        codes, scales = round_weight(weight, Scheme(bits, 64), importance if counted else None)
+        error = dequantize(pack(codes, scales, bits, 64)) - weight
+        losses[counted] = (error.square() * importance).sum()
+    assert losses[True] < 0.95 * losses[False]
+    equal = round_weight(weight, Scheme(bits, 64), torch.full((128,), 3.0))
+    assert all(map(torch.equal, equal, round_weight(weight, Scheme(bits, 64))))
