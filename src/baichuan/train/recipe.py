@@ -42,7 +42,7 @@ class ModelArguments:
         model_revision: branch, tag or commit on the hub.
         cache_dir: where downloads are kept.
         dtype: of the frozen weights; None leaves the choice to the run.
-        bits: 8 or 4, quantized frozen weights under LoRA (QLoRA); None for none.
+        bits: 8, 4 or 3, quantized frozen weights under LoRA (QLoRA); None for none.
     """
 
     model_name_or_path: str | None = _flag(
@@ -55,7 +55,7 @@ class ModelArguments:
     dtype: str | None = _flag(
         None, phrase("float32, bfloat16 or float16 for weights that are not trained.")
     )
-    bits: int | None = _flag(None, phrase("8 or 4: quantize the frozen weights under LoRA."))
+    bits: int | None = _flag(None, phrase("8, 4 or 3: quantize the frozen weights under LoRA."))
 
     def __post_init__(self) -> None:
         _check_choice("bits", self.bits, (None, 8, 4))
