@@ -25,6 +25,8 @@ from tables import (
     full_size,
     quality,
     speculation,
+    speculation_draft,
+    speculation_losses,
 )
 from tables_serving import serving_llama, serving_load, serving_prefix, serving_soak
 
@@ -62,6 +64,8 @@ _TABLES: dict[str, Callable[[bool], str]] = {
     "conversation": conversation,
     "finetuning": finetuning,
     "speculation": speculation,
+    "speculation_draft": speculation_draft,
+    "speculation_losses": speculation_losses,
     "evaluation": evaluation,
     "quality_smollm": partial(quality, case_name="SmolLM2-135M"),
     "quality_smollm_grid": partial(quality, case_name="SmolLM2-135M on its Q4_1 grid"),

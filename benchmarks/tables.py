@@ -246,6 +246,53 @@ def speculation(chinese: bool) -> str:
     return table_rows(head, *body) + hardware(figures, chinese)
 
 
+def speculation_losses(chinese: bool) -> str:
+    """What guesses cost where they do not help."""
+    figures = read("speculation_losses")
+    head = (
+        (f"int4，13B 的 {figures['layers']} 层，回答", "猜与不猜的速度比：中位数（最小–最大）")
+        if chinese
+        else (
+            f"int4, {figures['layers']} of the 13B's layers, the answer is",
+            "times as fast with guesses: median (least to most)",
+        )
+    )
+    names = {
+        "nothing": ("从未出现过的词元：没有可猜的", "tokens never seen before: nothing to guess"),
+        "wrong": ("处处可猜，全部猜错", "a guess everywhere, all of them wrong"),
+        "fifth": ("处处可猜，五个中对一个", "a guess everywhere, one in five right"),
+    }
+    ratios = figures["times_as_fast"]
+    body = [(shown[not chinese], _range(ratios[name])) for name, shown in names.items()]
+    return table_rows(head, *body) + hardware(figures, chinese)
+
+
+def speculation_draft(chinese: bool) -> str:
+    """What a draft model gives, by how often it is right."""
+    figures = read("speculation_draft")
+    head = (
+        (f"int4，13B 的 {figures['layers']} 层，草稿模型猜对", "不猜", "猜", "中位数（最小–最大）")
+        if chinese
+        else (
+            f"int4, {figures['layers']} of the 13B's layers, the draft is right in",
+            "without",
+            "with it",
+            "times as fast: median (least to most)",
+        )
+    )
+    body = []
+    for share, rows in figures["rows"].items():
+        speeds = [1 / statistics.median(row[way] for row in rows) for way in ("without", "with")]
+        shown = [f"{speed:.3g} tokens/s" for speed in speeds]
+        body.append((f"{share} %", *shown, _range(figures["times_as_fast"][share])))
+    return table_rows(head, *body) + hardware(figures, chinese)
+
+
+def _range(ratio: dict[str, Any]) -> str:
+    least, *_, most = ratio["all"]
+    return f"{ratio['median']:.3f} ({least:.3f}–{most:.3f})"
+
+
 def formats(chinese: bool) -> str:
     """Bytes of each format: of 16 rows of 256 columns, and of whole networks."""
     head = (

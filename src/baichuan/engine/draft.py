@@ -28,7 +28,7 @@ _REMEMBERED = 32
 #: Right ones among so many that a draft is credited with before it has guessed.
 _CREDIT = (2.0, 3.0)
 #: Share of the time that may go into finding out whether a draft that does not pay does so now.
-_PROBING = 0.02
+_PROBING = 0.01
 #: Pass times that are remembered, and how many must be known before they count.
 _TIMES, _FEWEST_TIMES = 15, 3
 #: What a pass of the draft costs until times are known, in passes of the large network.
