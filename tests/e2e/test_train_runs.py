@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,10 +23,15 @@ TWO = [
     *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
     *("--nproc_per_node", "2", "-m", "baichuan.cli.train"),
 ]
+DEEPSPEED = ["deepspeed", "--num_gpus=2", "--module", "baichuan.cli.train"]
+ACCELERATE = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2"]
+#: What starts two processes, with which flags, and what their checkpoints alone hold.
 WAYS = {
-    "ddp": [],
-    "fsdp": ["--fsdp"],
-    "zero2": ["--deepspeed", str(ROOT / "deepspeed.json")],
+    "ddp": (TWO, [], "optimizer.pt"),
+    "accelerate": ([*ACCELERATE, "-m", "baichuan.cli.train"], [], "optimizer.pt"),
+    "fsdp": (TWO, ["--fsdp"], "optimizer.bin"),
+    "zero2": (TWO, ["--deepspeed", str(ROOT / "deepspeed.json")], "global_step3"),
+    "zero3": (DEEPSPEED, [], "global_step3"),
 }
 #: DeepSpeed compiles its communication at first use, which takes a minute or two.
 LIMIT = 400
@@ -62,6 +68,10 @@ def train(launcher, flags, out, tmp_path):
         command, env=environment(tmp_path), capture_output=True, text=True, timeout=LIMIT
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return losses(out)
+
+
+def losses(out):
     state = json.loads((out / "trainer_state.json").read_text())
     return [record["loss"] for record in state["log_history"] if "loss" in record]
 
@@ -92,14 +102,82 @@ def test_killed_three_times_it_ends_with_the_same_weights(flags, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["ddp", "fsdp", "zero2"])
+@pytest.mark.parametrize("way", WAYS)
 def test_two_processes_lose_what_one_loses(flags, tmp_path, way):
-    flags += ["--finetuning_type", "full"]
-    if way == "zero2":
+    launcher, more, mark = WAYS[way]
+    if way.startswith("zero"):
         pytest.importorskip("deepspeed")
+    if way == "zero3":
+        more = ["--deepspeed", str(zero3(tmp_path))]
+    flags += ["--finetuning_type", "full"]
     alone = train(ONE, [*flags, "--per_device_train_batch_size", "4"], tmp_path / "one", tmp_path)
-    shared = [*flags, *WAYS[way], "--per_device_train_batch_size", "2"]
-    assert train(TWO, shared, tmp_path / "two", tmp_path) == pytest.approx(alone, abs=1e-3)
-    whole, spread = (load_file(tmp_path / where / "model.safetensors") for where in ("one", "two"))
+    shared = [*flags, *more, "--per_device_train_batch_size", "2", "--save_strategy", "steps"]
+    two = tmp_path / "two"
+    assert train(launcher, shared, two, tmp_path) == pytest.approx(alone, abs=1e-3)
+    assert (two / "checkpoint-3" / mark).exists()
+    whole, spread = (load_file(path / "model.safetensors") for path in (tmp_path / "one", two))
     for key, tensor in whole.items():
         torch.testing.assert_close(spread[key], tensor, atol=2e-3, rtol=0)
+
+
+def zero3(tmp_path):
+    """Write the recipe's file without the offloaded Adam, which would be compiled for minutes."""
+    content = json.loads((ROOT / "recipes" / "zero3_offload.json").read_text())
+    del content["zero_optimization"]["offload_optimizer"]
+    path = tmp_path / "zero3.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.slow
+def test_two_machines_lose_what_one_process_loses(flags, tmp_path):
+    """Two agents, each with a process, which find each other by torchrun's rendezvous."""
+    flags += ["--finetuning_type", "full"]
+    alone = train(ONE, [*flags, "--per_device_train_batch_size", "4"], tmp_path / "one", tmp_path)
+    port = free_port()
+    agent = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"),
+        *("--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}"),
+        *("-m", "baichuan.cli.train", *flags, "--per_device_train_batch_size", "2"),
+        *("--output_dir", str(tmp_path / "two")),
+    ]
+    said = [tmp_path / f"machine{number}.log" for number in range(2)]
+    agents = []
+    for log in said:
+        with log.open("w") as file:
+            agents.append(subprocess.Popen(agent, env=environment(tmp_path), stderr=file))
+    ends = [process.wait(LIMIT) for process in agents]
+    assert ends == [0, 0], "\n".join(log.read_text()[-2000:] for log in said)
+    assert losses(tmp_path / "two") == pytest.approx(alone, abs=1e-3)
+
+
+def free_port():
+    with socket.socket() as bound:
+        bound.bind(("localhost", 0))
+        return bound.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tongue", "sentence"),
+    [
+        ("en", "is whole, and the same command goes on from it."),
+        ("zh", "再次执行同一命令即可从它继续。"),
+    ],
+    ids=["en", "zh"],
+)
+def test_control_c_says_what_is_saved(flags, tmp_path, tongue, sentence):
+    out = tmp_path / "out"
+    flags += ["--max_steps", "10000", "--save_strategy", "steps", "--save_steps", "2"]
+    command = [*ONE, *flags, "--output_dir", str(out)]
+    told = {**environment(tmp_path), "BAICHUAN_LANG": tongue}
+    process = subprocess.Popen(command, env=told, stderr=subprocess.PIPE)
+    while not (out / "checkpoint-2").exists():
+        assert process.poll() is None, "ended before it was stopped"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, heard = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130
+    last = heard.decode().splitlines()[-1]
+    assert f"{out}/checkpoint-" in last
+    assert last.endswith(sentence)
