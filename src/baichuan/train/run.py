@@ -118,6 +118,8 @@ def make_trainer(
     training.ddp_broadcast_buffers = False  # they are constant, and quantized weights are buffers
     training.use_cache = True  # else the saved model would not use one either
     rows = {"train_dataset": splits.train, "eval_dataset": splits.evaluation}
+    if training.ddp_find_unused_parameters is None:
+        training.ddp_find_unused_parameters = False  # what learns is used in every pass
     if recipe.method.stage == "dpo":
         from baichuan.train.preference import PreferenceTuner, preference_arguments
 
