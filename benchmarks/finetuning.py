@@ -1,19 +1,24 @@
-"""Speed and memory of fine-tuning: this package against the network as it was published.
+"""Speed and memory of fine-tuning: `baichuan train` against the network as it was published.
 
-    python benchmarks/finetuning.py small --data DIRECTORY --tokenizer DIRECTORY
-    python benchmarks/finetuning.py wide --data DIRECTORY --tokenizer DIRECTORY
-    python benchmarks/finetuning.py qlora CHECKPOINT --data DIRECTORY --tokenizer DIRECTORY
+    python benchmarks/finetuning.py small CHECKPOINT --data DIRECTORY
+    python benchmarks/finetuning.py wide CHECKPOINT --data DIRECTORY
+    python benchmarks/finetuning.py qlora CHECKPOINT --data DIRECTORY
 
-small, wide: transformers' Trainer (and peft) over the same rows, alternating, each run a process of
-its own: ours packed to 2,048 tokens, the published network in padded batches of 8. qlora: optimizer
-steps of an adapter beside a quantized checkpoint. --data has alpaca_*_demo.json; --tokenizer has
-tokenizer.model. Writes results/finetuning_WHAT.json.
+small, wide: the same random weights (CHECKPOINT is written, unless it is there) and the same texts,
+alternating, each run a process of its own: ours as `baichuan train` runs, packed to 2,048 tokens;
+the published network under transformers' own Trainer (and peft), loaded in the same dtype, in
+padded batches of 8. qlora: optimizer steps of an adapter beside a quantized checkpoint. --data has
+alpaca_*_demo.json; the tokenizer is the demo model's. Writes results/finetuning_WHAT.json.
+
+Memory is the most that was resident: the process's own, and the pages of mapped weight files that
+it read.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,20 +28,25 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from random_checkpoint import write_random_checkpoint
+from transformers import Trainer, TrainerCallback, set_seed
 from workers.published import Published
 
-from baichuan.model.adapters import with_quantized
+from baichuan.checkpoint.load import DEMO
 from baichuan.model.configuration import BaichuanConfig
-from baichuan.model.network import BaichuanForCausalLM
 from baichuan.model.tokenizer import BaichuanTokenizer
 from baichuan.train.arguments import parse
 from baichuan.train.data import Collator, load
-from baichuan.train.packing import pack
+from baichuan.train.process import prepare_process
+from baichuan.train.recipe import Recipe
+from baichuan.train.run import make_trainer
 
-_LENGTH, _STEPS, _ROUNDS, _PADDED = 2048, 6, 3, 8
+_LENGTH, _ROUNDS, _PADDED = 2048, 3, 8
+#: Texts of one run: four padded batches, or six packed rows.
+_TEXTS = 32
 _SMALL = {
     "hidden_size": 512,
     "intermediate_size": 1376,
@@ -47,41 +57,49 @@ _CASES = {
     "small": ("103M parameters, 12 layers, full, bfloat16 over float32", _SMALL),
     "wide": ("2 layers of the 13B, LoRA rank 8, bfloat16", {"num_hidden_layers": 2}),
 }
+_METHODS = {"small": "full", "wide": "lora", "qlora": "lora"}
 _WAYS = ("ours", "published")
 _TARGETS = ["W_pack", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-Rows = list[dict[str, Any]]
+_QLORA = "13B geometry, int4, random weights; LoRA rank 8 on all layers, rows of 2,048, bfloat16"
 
 
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=(*_CASES, "qlora"))
-    parser.add_argument("checkpoint", nargs="?", type=Path, help="for qlora: quantized weights")
+    parser.add_argument("what", choices=_METHODS)
+    parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=_STEPS)
+    parser.add_argument("--rounds", type=int, default=_ROUNDS)
     parser.add_argument("--one", choices=_WAYS, help="measure one way, in this process")
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(_compare_one(arguments.one, arguments)))
+        print(json.dumps(_measured(arguments.one, arguments)))
     elif arguments.what == "qlora":
-        _qlora(arguments)
+        figures = {"what": _QLORA, **_measured("ours", arguments)}
+        machine.save("finetuning_qlora", figures)
     else:
         _compare(arguments)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    what, shape = _CASES[arguments.what]
+    write_random_checkpoint(arguments.checkpoint, BaichuanConfig.preset("13b", **shape))
+    for file in DEMO.glob("tokenizer*"):
+        shutil.copy(file, arguments.checkpoint)
     runs: dict[str, list[Any]] = {way: [] for way in _WAYS}
-    for _ in range(_ROUNDS):
+    for _ in range(arguments.rounds):
         for way in _WAYS:
-            command = [sys.executable, __file__, arguments.what, "--one", way]
-            command += ["--data", str(arguments.data), "--tokenizer", str(arguments.tokenizer)]
-            command += ["--steps", str(arguments.steps)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, *sys.argv, "--one", way],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
             runs[way].append(json.loads(done.stdout.splitlines()[-1]))
-    figures = {"what": _CASES[arguments.what][0], "length": _LENGTH, "runs": runs, **_ratios(runs)}
-    machine.save(f"finetuning_{arguments.what}", figures)
+    machine.save(
+        f"finetuning_{arguments.what}",
+        {"what": what, "length": _LENGTH, "runs": runs, **_ratios(runs)},
+    )
 
 
 def _ratios(ways: dict[str, list[Any]]) -> dict[str, Any]:
@@ -92,41 +110,86 @@ def _ratios(ways: dict[str, list[Any]]) -> dict[str, Any]:
     return {"speed_ratio": statistics.median(speed), "memory_ratio": statistics.median(memory)}
 
 
-def _compare_one(way: str, arguments: argparse.Namespace) -> dict[str, float]:
+def _measured(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train over the texts once, in their order."""
+    with tempfile.TemporaryDirectory() as directory:
+        recipe = _recipe(way, arguments, Path(directory))
+        begin = time.perf_counter()
+        trainer = (_ours if way == "ours" else _published)(recipe, arguments.checkpoint)
+        loaded = time.perf_counter() - begin
+        clock = Clock(trainer)
+        trainer.add_callback(clock)
+        loss = trainer.train().training_loss
+    return {
+        "trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "load_seconds": loaded,
+        **clock.figures(),
+        "peak_memory_gb": machine.memory_gb("VmHWM"),
+        "loss": loss,
+    }
+
+
+def _recipe(way: str, arguments: argparse.Namespace, directory: Path) -> Recipe:
+    """Give what both sides are told; the texts are written to the directory."""
+    files = sorted(arguments.data.glob("alpaca_*_demo.json"))
+    every = [row for file in files for row in json.loads(file.read_text("utf-8"))]
+    chosen = np.random.default_rng(0).permutation(len(every))[:_TEXTS]
+    texts = directory / "texts.json"
+    texts.write_text(json.dumps([every[index] for index in chosen]), encoding="utf-8")
+    flags = {
+        "model_name_or_path": arguments.checkpoint,
+        "dataset": texts,
+        "output_dir": directory / "out",
+        "finetuning_type": _METHODS[arguments.what],
+        "cutoff_len": _LENGTH,
+        "packing": way == "ours",
+        "per_device_train_batch_size": 1 if way == "ours" else _PADDED,
+        "gradient_checkpointing": arguments.what == "qlora",
+        "max_steps": 3 if arguments.what == "qlora" else -1,
+        "bf16": True,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-4,
+        "save_strategy": "no",
+        "train_sampling_strategy": "sequential",
+    }
+    return parse([word for name, value in flags.items() for word in (f"--{name}", str(value))])
+
+
+def _ours(recipe: Recipe, checkpoint: Path) -> Trainer:
+    """Do what `run` does, which starts with this, too."""
+    prepare_process()
+    tokenizer = BaichuanTokenizer.from_pretrained(checkpoint)
+    splits = load(recipe, tokenizer)
     set_seed(0)
-    config = BaichuanConfig.preset("13b", **_CASES[arguments.what][1])
-    network: Any = (BaichuanForCausalLM if way == "ours" else Published)(config).train()
-    if arguments.what == "wide":
-        network.to(torch.bfloat16)
+    return make_trainer(recipe, checkpoint, tokenizer, splits)
+
+
+def _published(recipe: Recipe, checkpoint: Path) -> Trainer:
+    tokenizer = BaichuanTokenizer.from_pretrained(checkpoint)
+    rows = load(recipe, tokenizer).train
+    set_seed(0)
+    lora = recipe.method.finetuning_type == "lora"
+    dtype = torch.bfloat16 if lora else torch.float32
+    network = Published.from_pretrained(checkpoint, dtype=dtype)
+    if lora:
         network = get_peft_model(network, LoraConfig(r=8, lora_alpha=16, target_modules=_TARGETS))
-    packed, single = _rows(arguments)
-    if way == "ours":
-        return _train(network, packed, 1, arguments)
-    return _train(network, single, _PADDED, arguments)
-
-
-def _rows(arguments: argparse.Namespace) -> tuple[Rows, Rows]:
-    """Give packed rows, one a step, and the rows that they hold."""
-    names = ",".join(str(path) for path in sorted(arguments.data.glob("alpaca_*_demo.json")))
-    recipe = parse(["--dataset", names, "--cutoff_len", str(_LENGTH), "--packing", "false"])
-    tokenizer = BaichuanTokenizer.from_pretrained(arguments.tokenizer)
-    every = load(recipe, tokenizer).train.shuffle(seed=0)
-    total, count = 0, 0
-    while total < arguments.steps * _LENGTH:
-        total += len(every[count]["input_ids"])
-        count += 1
-    chosen = every.select(range(count))
-    columns = pack({name: list(chosen[name]) for name in ("input_ids", "labels")}, _LENGTH)
-    packed = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return packed, [{n: row[n] for n in ("input_ids", "labels")} for row in chosen]
+    recipe.training.remove_unused_columns = False
+    collator = Collator(tokenizer)
+    return Trainer(network, recipe.training, data_collator=collator, train_dataset=rows)
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]  # untyped base
-    """Times each optimizer step."""
+    """Times each optimizer step, and counts its tokens, without padding."""
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self.seconds: list[float] = []
+        self._tokens: list[int] = []
         self._begin = 0.0
+        self._collate, trainer.data_collator = trainer.data_collator, self._counted
+
+    def _counted(self, batch: list[dict[str, Any]]) -> Any:
+        self._tokens.append(sum(len(row["input_ids"]) for row in batch))
+        return self._collate(batch)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Note the time."""
@@ -136,61 +199,14 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # untyped base
         """Take it."""
         self.seconds.append(time.perf_counter() - self._begin)
 
-
-def _train(network: Any, rows: Rows, size: int, arguments: Any, **flags: Any) -> dict[str, float]:
-    """Train over the rows once, in their order; the first step, which warms up, is not counted."""
-    tokenizer = BaichuanTokenizer.from_pretrained(arguments.tokenizer)
-    clock, counts = Clock(), []
-    collate = Collator(tokenizer)
-
-    def counted(batch: Rows) -> dict[str, Any]:
-        counts.append(sum(len(row["input_ids"]) for row in batch))
-        return collate(batch)
-
-    with tempfile.TemporaryDirectory() as directory:
-        training = TrainingArguments(
-            directory,
-            per_device_train_batch_size=size,
-            num_train_epochs=1,
-            bf16=True,
-            use_cpu=True,
-            learning_rate=1e-4,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            train_sampling_strategy="sequential",
-            **flags,
-        )
-        trainer = Trainer(
-            network, training, data_collator=counted, train_dataset=rows, callbacks=[clock]
-        )
-        loss = trainer.train().training_loss
-    timed = clock.seconds[1:]
-    return {
-        "steps": len(clock.seconds),
-        "tokens_per_second": sum(counts[1 : len(clock.seconds)]) / sum(timed),
-        "seconds_per_step": statistics.mean(timed),
-        "peak_memory_gb": machine.peak_memory_gb(),
-        "loss": loss,
-    }
-
-
-def _qlora(arguments: argparse.Namespace) -> None:
-    begin = time.perf_counter()
-    network = BaichuanForCausalLM.from_pretrained(arguments.checkpoint, dtype=torch.bfloat16)
-    loaded = time.perf_counter() - begin
-    config = LoraConfig(r=8, lora_alpha=16, target_modules=_TARGETS, task_type="CAUSAL_LM")
-    adapted = get_peft_model(network, with_quantized(config))
-    packed, _ = _rows(arguments)
-    flags = {"gradient_checkpointing": True}
-    figures = _train(adapted.train(), packed[: arguments.steps], 1, arguments, **flags)
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    what = "13B geometry, int4, random weights; LoRA rank 8 on all layers, rows of 2,048, bfloat16"
-    machine.save(
-        "finetuning_qlora",
-        {"what": what, "trained": trained, "load_seconds": loaded, **figures},
-    )
+    def figures(self) -> dict[str, Any]:
+        """Give speed; the first step, which warms up, is not counted."""
+        timed = self.seconds[1:]
+        return {
+            "steps": len(self.seconds),
+            "tokens_per_second": sum(self._tokens[1 : len(self.seconds)]) / sum(timed),
+            "seconds_per_step": statistics.mean(timed),
+        }
 
 
 if __name__ == "__main__":

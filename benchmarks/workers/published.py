@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from baichuan.model.attention import alibi_slopes
 from baichuan.model.configuration import BaichuanConfig
@@ -108,13 +109,17 @@ class Decoder(nn.Module):
         return bias[None].masked_fill(hidden, torch.finfo(dtype).min).to(dtype)
 
 
-class Published(nn.Module):
+class Published(PreTrainedModel):  # type: ignore[misc]  # untyped base
     """The network with its head and loss."""
 
+    config_class = BaichuanConfig
+    base_model_prefix = "model"
+
     def __init__(self, config: BaichuanConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_: Any

@@ -20,6 +20,7 @@ from baichuan.model.tokenizer import BaichuanTokenizer
 from baichuan.train import data, deepspeed, resume
 from baichuan.train.curve import require_picture, write_curve
 from baichuan.train.model import compute_dtype, prepare, reference
+from baichuan.train.process import prepare_process
 from baichuan.train.progress import Progress
 from baichuan.train.recipe import Recipe
 from baichuan.train.trainer import FineTuner
@@ -35,6 +36,7 @@ def run(recipe: Recipe) -> None:
         BaichuanError: what was asked for cannot be, or training cannot go on.
         KeyboardInterrupt: Ctrl+C, once it is said what is saved.
     """
+    prepare_process()
     recipe = for_this_machine(recipe)
     say = _sayer(recipe.training)
     try:
