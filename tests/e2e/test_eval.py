@@ -128,6 +128,18 @@ def test_compare(evaluate, asked, tmp_path):
     assert "are of different questions of CMMLU" in done.stderr
 
 
+def test_cevals_submission_lies_beside_the_result(evaluate, make_data, tmp_path):  # noqa: F811
+    folder = make_data("ceval", ["law"], split="test", questions=3)
+    asked = ["ceval", "--data", folder, "--subjects", "law", "--split", "test"]
+    target = tmp_path / "ceval-test-demo.json"
+    done = evaluate(*asked, "--out", target)
+    assert (done.returncode, done.stderr) == (0, "")
+    submission = json.loads((tmp_path / "submission-ceval-test-demo.json").read_text())
+    predicted = {q["number"]: q["prediction"] for q in json.loads(target.read_text())["questions"]}
+    assert submission == {"law": predicted}
+    assert list(tmp_path.glob("ceval-*.json")) == [target]  # as the documents compare them
+
+
 def test_perplexity_and_kl(evaluate, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("你好，很高兴认识你。今天天气很好，我们一起去公园吧。\n" * 4, "utf-8")

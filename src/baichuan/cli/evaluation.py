@@ -253,7 +253,8 @@ def _finish(result: Result, target: Path, plot: Path | None) -> None:
     for remark in _remarks(result):
         console.print(Text(remark, style="dim"))
     if settings.benchmark == "ceval" and settings.split == "test":
-        submission = target.with_suffix(".submission.json")
+        # Not to be taken for a result by `baichuan eval compare ceval-*.json`.
+        submission = target.with_name(f"submission-{target.name}")
         write_json(submission, result.submission())
         console.print(translate("for C-Eval's site: {path}", path=submission))
     console.print(translate("every prediction: {path}", path=target))
