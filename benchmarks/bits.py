@@ -39,7 +39,7 @@ from tqdm import tqdm
 from baichuan.checkpoint.calibrate import calibration_rows
 from baichuan.checkpoint.load import DEMO
 from baichuan.checkpoint.quantize import quantize_checkpoint
-from baichuan.checkpoint.sensitivity import plan_within
+from baichuan.checkpoint.sensitivity import Mixer
 from baichuan.model.network import BaichuanForCausalLM
 from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.plan import Plan
@@ -48,15 +48,17 @@ from baichuan.weights import WeightFiles
 
 RESULTS = machine.RESULTS / "bits.json"
 CHART = PICTURE.with_name("bits.png")
-#: Stored bits that mixes aim at, head included; the last is Q4_K_M's on the 13B and below Q4_0's.
-_MIXES = (3.4, 3.6, 4.0, 4.5, 5.05)
+#: Stored bits that mixes aim at, head included: the first is Q4_K_M's.
+_MIXES = (5.1, 3.6, 4.5, 4.0, 3.4)
+#: Rows of 512 tokens to calibrate SmolLM2 by, evenly from all.
+_ROWS = 64
 _HEAD = {"lm_head": Scheme(8, None)}
 _FIXED = {
-    "int3, groups of 64": (Plan(Scheme(3, 64), _HEAD), False),
-    "int3, groups of 64, calibrated": (Plan(Scheme(3, 64), _HEAD), True),
-    "int4, groups of 128, calibrated": (Plan(Scheme(4, 128), _HEAD), True),
     "int4, groups of 64, calibrated": (Plan(Scheme(4, 64), _HEAD), True),
+    "int3, groups of 64, calibrated": (Plan(Scheme(3, 64), _HEAD), True),
+    "int3, groups of 64": (Plan(Scheme(3, 64), _HEAD), False),
     "int8, calibrated": (Plan(Scheme(8, None)), True),
+    "int4, groups of 128, calibrated": (Plan(Scheme(4, 128), _HEAD), True),
 }
 _LLAMA_CPP = ("Q4_0", "Q4_K_M, as for wide rows", "Q8_0")
 _CASES = {"SmolLM2-135M": "smollm", "demo model, held-out questions": "demo"}
@@ -70,23 +72,25 @@ def smollm_rows(path: Path) -> Tensor:
     ids: list[int] = []
     for passage in own.read_text("utf-8").split("\n%%\n"):
         ids += gguf_models.tokenize(path, passage + "\n")
-    return torch.tensor(ids[: len(ids) // 512 * 512]).view(-1, 512)
+    rows = torch.tensor(ids[: len(ids) // 512 * 512]).view(-1, 512)
+    return rows[:: -(-len(rows) // _ROWS)]
 
 
 def formats(case: Case, ids: Tensor, known: set[str]) -> Iterator[tuple[str, Plan, bool]]:
     """Give name, plan and whether it is calibrated."""
-    for name, (plan, calibrated) in _FIXED.items():
-        if name not in known:
-            yield name, plan, calibrated
+    wanted = {f"mix, {bits} bits": bits for bits in _MIXES}
     headers = WeightFiles(case.directory).headers
     kept = [h for n, h in headers.items() if "norm" in n or "embed" in n or "inv_freq" in n]
     rest = sum(header.nbytes for header in kept)
-    quantized = sum(header.numel() for header in headers.values())
-    quantized -= sum(header.numel() for header in kept)
-    for bits in _MIXES:
-        name = f"mix, {bits} bits"
+    quantized = sum(h.numel() for h in headers.values()) - sum(h.numel() for h in kept)
+    mixer = Mixer(case.directory)
+    losses = {} if wanted.keys() <= known else mixer.losses(ids)
+    for name, bits in wanted.items():
         if name not in known:
-            yield name, plan_within(case.directory, ids, rest + quantized * bits / 8), True
+            yield name, mixer.plan(losses, rest + quantized * bits / 8), True
+    for name, (plan, calibrated) in _FIXED.items():
+        if name not in known:
+            yield name, plan, calibrated
 
 
 def measure(case: Case, ids: Tensor, work: Path, known: list[dict[str, Any]]) -> Iterator[Any]:
@@ -96,7 +100,8 @@ def measure(case: Case, ids: Tensor, work: Path, known: list[dict[str, Any]]) ->
     done = {figure["format"] for figure in known}
     for name, plan, calibrated in tqdm(formats(case, ids, done), desc=case.name, unit="format"):
         target = work / "bits"
-        shutil.rmtree(target, ignore_errors=True)
+        for earlier in (target, target.with_name("bits.partial")):
+            shutil.rmtree(earlier, ignore_errors=True)
         quantize_checkpoint(case.directory, target, plan, ids=ids if calibrated else None)
         model = BaichuanForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
         counts: dict[str, int] = {}

@@ -3,7 +3,8 @@
     python benchmarks/random_checkpoint.py DIRECTORY --preset 13b [--layers N]
 
 Speed and memory do not depend on what the weights say, so figures at full size need no download.
-The weights are N(0, 0.02), as at initialisation; peak memory is one shard.
+The weights are N(0, 0.02), as at initialisation, or random codes of a plan; peak memory is one
+shard.
 """
 
 from __future__ import annotations
@@ -21,13 +22,23 @@ from tqdm import tqdm
 
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaichuanForCausalLM
+from baichuan.model.quantization import BaichuanQuantizationConfig
+from baichuan.quant.plan import Plan, make_room
 
 _SHARD_BYTES = 2_000_000_000
 _SPARE_BYTES = 2_000_000_000
 
 
-def write_random_checkpoint(directory: Path, config: BaichuanConfig, seed: int = 0) -> None:
-    """Write config.json, shards and index in bfloat16; a finished directory is left as it is.
+def write_random_checkpoint(
+    directory: Path, config: BaichuanConfig, seed: int = 0, plan: Plan | None = None
+) -> None:
+    """Write config.json, shards and index; a finished directory is left as it is.
+
+    Args:
+        directory: to make.
+        config: the network's shape.
+        seed: of the weights.
+        plan: quantized so, with random codes; None for bfloat16.
 
     Raises:
         SystemExit: the disk has too little room.
@@ -36,16 +47,20 @@ def write_random_checkpoint(directory: Path, config: BaichuanConfig, seed: int =
     if index.exists():
         return
     with torch.device("meta"):
-        shapes = {name: t.shape for name, t in BaichuanForCausalLM(config).state_dict().items()}
-    total = 2 * sum(shape.numel() for shape in shapes.values())
+        network = BaichuanForCausalLM(config).to(torch.bfloat16)
+        if plan is not None:
+            make_room(network, plan)
+            config.quantization_config = BaichuanQuantizationConfig.of(plan)
+        headers = dict(network.state_dict())
+    total = sum(header.nbytes for header in headers.values())
     directory.mkdir(parents=True, exist_ok=True)
     _check_room(directory, total)
     generator = torch.Generator().manual_seed(seed)
-    shards = list(_shards(shapes))
+    shards = list(_shards(headers))
     weight_map = {}
     for number, names in enumerate(tqdm(shards, unit="shard"), start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {name: _random(shapes[name], config, generator) for name in names}
+        tensors = {name: _random(headers[name], config, generator) for name in names}
         save_file(tensors, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
         tensors.clear()  # before the next shard is made
@@ -67,23 +82,27 @@ def _check_room(directory: Path, total: int) -> None:
         )
 
 
-def _shards(shapes: dict[str, torch.Size]) -> Iterator[list[str]]:
+def _shards(headers: dict[str, Tensor]) -> Iterator[list[str]]:
     """Group names, in the network's order, into files of about `_SHARD_BYTES`."""
     names: list[str] = []
     size = 0
-    for name, shape in shapes.items():
-        if names and size + 2 * shape.numel() > _SHARD_BYTES:
+    for name, header in headers.items():
+        if names and size + header.nbytes > _SHARD_BYTES:
             yield names
             names, size = [], 0
         names.append(name)
-        size += 2 * shape.numel()
+        size += header.nbytes
     yield names
 
 
-def _random(shape: torch.Size, config: BaichuanConfig, generator: torch.Generator) -> Tensor:
-    if len(shape) == 1:
-        return torch.ones(shape, dtype=torch.bfloat16)  # a norm
-    weight = torch.empty(shape, dtype=torch.bfloat16)
+def _random(header: Tensor, config: BaichuanConfig, generator: torch.Generator) -> Tensor:
+    if header.ndim == 1:
+        return torch.ones(header.shape, dtype=torch.bfloat16)  # a norm
+    if header.dtype == torch.uint8:  # codes
+        return torch.randint(0, 256, header.shape, dtype=torch.uint8, generator=generator)
+    if header.ndim == 3:  # scales, with which codes are of about the size of weights
+        return torch.full(header.shape, config.initializer_range / 8, dtype=torch.bfloat16)
+    weight = torch.empty(header.shape, dtype=torch.bfloat16)
     for row in weight.split(1024):  # in parts: the float32 numbers are twice the size
         values = torch.randn(row.shape, generator=generator)
         row.copy_(values.mul_(config.initializer_range))

@@ -2,6 +2,7 @@
 
 NAME/             random weights in bfloat16
 NAME-int4/, NAME-int8/        the same by `baichuan quantize`
+NAME-int3/        random codes of 3 bits, and 4 in every down projection: 3.6 bits on average
 NAME-q4_0.gguf, NAME-q8_0.gguf        the same for llama.cpp
 """
 
@@ -67,13 +68,20 @@ class Models:
         return directory
 
     def quantized(self, bits: int) -> Path:
-        """Give the directory of the checkpoint in int4 or int8."""
+        """Give the directory of the checkpoint in int4 or int8, or of the mix for 3 bits."""
         directory = self.directory / f"{self._name}-int{bits}"
-        if not directory.exists():
+        if bits == 3:
+            write_random_checkpoint(directory, self.config, plan=self._mix())
+        elif not directory.exists():
             source = self.plain()
             with _bar(directory) as progress:
                 quantize_checkpoint(source, directory, Plan(Scheme.of_bits(bits)), progress)
         return directory
+
+    def _mix(self) -> Plan:
+        layers = range(self.config.num_hidden_layers)
+        down = {f"model.layers.{layer}.mlp.down_proj": Scheme(4, 64) for layer in layers}
+        return Plan(Scheme(3, 64), {"lm_head": Scheme(8, None), **down})
 
     def gguf(self, kind: str) -> Path:
         """Give the GGUF file of a type: q4_0, q8_0 or f32."""

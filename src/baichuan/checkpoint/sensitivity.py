@@ -58,29 +58,52 @@ def plan_within(
         CheckpointError: the source is damaged or quantized already.
         UsageError: the budget is smaller than the smallest result.
     """
-    config, weights = read_config(source), WeightFiles(source)
-    refuse_quantized(config, weights)
-    plan = plan_for(config, Plan(SCHEMES[0], {}))
-    headers = {name: header for name, header in weights.headers.items() if "inv_freq" not in name}
-    quantized = checked_schemes(config, plan, source, headers)
-    sizes = {name: {s: stored_bytes(headers[name], s) for s in SCHEMES} for name in quantized}
-    rest = sum(header.nbytes for name, header in headers.items() if name not in quantized)
-    rest += _HEADER * (len(headers) + len(quantized))
-    mixed({n: dict.fromkeys(SCHEMES, 0.0) for n in sizes}, sizes, budget - rest)  # is it enough?
-    losses = _Losses(Walk(config, ids[:_ROWS]), set(quantized))
-    total, done = sum(header.nbytes for header in headers.values()), 0
-    progress(done, total)
-    for names in Calibrated.parts(list(headers)):
-        losses.take(weights.read(names))
-        done += sum(headers[name].nbytes for name in names)
+    mixer = Mixer(source)
+    mixer.plan({}, budget)  # is it enough?
+    return mixer.plan(mixer.losses(ids, progress), budget)
+
+
+class Mixer:
+    """What the matrices of one checkpoint lose, and what mixes they make."""
+
+    def __init__(self, source: Path) -> None:
+        """Read the headers of a checkpoint; raises as `plan_within` does."""
+        self._config, self._weights = read_config(source), WeightFiles(source)
+        refuse_quantized(self._config, self._weights)
+        every = self._weights.headers.items()
+        self._headers = {name: header for name, header in every if "inv_freq" not in name}
+        plan = plan_for(self._config, Plan(SCHEMES[0], {}))
+        quantized = checked_schemes(self._config, plan, source, self._headers)
+        self._sizes = {
+            name: {scheme: stored_bytes(self._headers[name], scheme) for scheme in SCHEMES}
+            for name in quantized
+        }
+
+    def losses(self, ids: Tensor, progress: Progress = lambda done, total: None) -> Losses:
+        """Measure, in nats, what each matrix loses in each format."""
+        found = _Losses(Walk(self._config, ids[:_ROWS]), set(self._sizes))
+        total, done = sum(header.nbytes for header in self._headers.values()), 0
         progress(done, total)
-    chosen = mixed(losses.in_nats(), sizes, budget - rest)
-    exceptions: dict[str, Scheme | None] = {
-        name.removesuffix(".weight"): scheme
-        for name, scheme in chosen.items()
-        if scheme != SCHEMES[1]
-    }
-    return plan_for(config, Plan(SCHEMES[1], exceptions))
+        for names in Calibrated.parts(list(self._headers)):
+            found.take(self._weights.read(names))
+            done += sum(self._headers[name].nbytes for name in names)
+            progress(done, total)
+        return found.in_nats()
+
+    def plan(self, losses: Losses, budget: float) -> Plan:
+        """Mix formats so that the files take `budget` bytes; what is not in `losses` loses none."""
+        names = self._headers.keys()
+        rest = sum(self._headers[name].nbytes for name in names - self._sizes.keys())
+        rest += _HEADER * (len(names) + len(self._sizes))
+        none = dict.fromkeys(SCHEMES, 0.0)
+        known = {name: losses.get(name, none) for name in self._sizes}
+        chosen = mixed(known, self._sizes, budget - rest)
+        exceptions: dict[str, Scheme | None] = {
+            name.removesuffix(".weight"): scheme
+            for name, scheme in chosen.items()
+            if scheme != SCHEMES[1]
+        }
+        return plan_for(self._config, Plan(SCHEMES[1], exceptions))
 
 
 class _Losses:
