@@ -93,12 +93,11 @@ class QuantizedLinear(nn.Module):
     ) -> Tensor:
         """Multiply x [..., in_features], fused with what stands around it: see `ops.linear`.
 
-        In training mode, with gradients on, x is not rounded, even where it has no gradient itself
-        (behind a frozen embedding): all of a network computes in one way.
+        In training mode x is not rounded, with gradients or without (behind a frozen embedding, for
+        the reference of a preference): all of a network computes in one way.
         """
         weight, other = self._weight_for(x), None if up is None else up._weight_for(x)
-        exact = self.training and torch.is_grad_enabled()
-        return ops.linear(x, weight, up=other, norm=norm, residual=residual, exact=exact)
+        return ops.linear(x, weight, up=other, norm=norm, residual=residual, exact=self.training)
 
     def _weight_for(self, x: Tensor) -> PackedMatrix | cuda.CudaMatrix:
         """Give the weight in the best order for an input, repacked if this is the first such."""

@@ -78,3 +78,16 @@ def test_gradients_pass_through(layer):
 
 def test_it_says_what_it_is(layer):
     assert repr(layer).startswith("QuantizedLinear(70, 40, Scheme(bits=")
+
+
+def test_training_computes_alike_with_gradients_and_without():
+    """A preference's reference is computed without gradients, by the network in training."""
+    layer = QuantizedLinear.from_weight(torch.randn(40, 70), Scheme(4, 32)).train()
+    x = torch.randn(5, 70)
+    with torch.no_grad():
+        without = layer(x)
+    assert torch.equal(without, layer(x.requires_grad_()))
+    torch.testing.assert_close(without, x @ layer.dequantize().T)
+    layer.eval()
+    with torch.no_grad():
+        assert not torch.equal(layer(x), without)
