@@ -149,11 +149,12 @@ def draw(figures: dict[str, Any]) -> None:
             "calibrated, mixed to a budget": [f for f in case["formats"] if "mix" in f["format"]],
             "llama.cpp": [f for f in before if f["format"] in _LLAMA_CPP],
         }
-        for (label, points), mark in zip(lines.items(), "os^D", strict=True):
+        for (label, points), mark, colour in zip(lines.items(), "os^D", _COLOURS, strict=True):
             points.sort(key=lambda f: f["stored_bits"])
             places = [(f["stored_bits"], f["weights"]["kl"]) for f in points]
             style = "" if label == "llama.cpp" else "-"
-            panel.plot(*zip(*places, strict=True), mark + style, label=label)
+            if places:
+                panel.plot(*zip(*places, strict=True), mark + style, color=colour, label=label)
         for f in lines["llama.cpp"]:
             short = f["format"].split(",")[0]
             panel.annotate(
@@ -167,6 +168,7 @@ def draw(figures: dict[str, Any]) -> None:
 
 
 _NEAREST = ("int4, groups of 64", "int8")
+_COLOURS = ("tab:orange", "tab:purple", "tab:red", "tab:blue")
 
 
 def main() -> None:

@@ -116,7 +116,13 @@ def conversation(chinese: bool) -> str:
 def quality(chinese: bool, case_name: str) -> str:
     """What each format loses on one network and text, sorted by stored bits."""
     figures = read("quality")
-    case = next(case for case in figures["cases"] if case["case"] == case_name)
+    measured = [
+        row
+        for name in ("quality", "bits")
+        for case in read(name)["cases"]
+        if case["case"] == case_name
+        for row in case["formats"]
+    ]
     head = (
         ("格式", "存储位数", "KL", "KL 中位数", "KL 99 %", "首选一致", "困惑度", "KL，实际运行")
         if chinese
@@ -132,7 +138,7 @@ def quality(chinese: bool, case_name: str) -> str:
         )
     )
     body = []
-    for row in sorted(case["formats"], key=lambda row: row["stored_bits"]):
+    for row in sorted(measured, key=lambda row: row["stored_bits"]):
         loss, run = row["weights"], row["as_run"]
         body.append(
             (
@@ -160,6 +166,7 @@ def compare(chinese: bool) -> str:
             "int4，内存峰值，缓存 2,048 个 token",
             "int8，内存峰值，缓存 2,048 个 token",
             "int4，从启动到首个 token",
+            "int3 与 int4 混合（3.6 位），512 个 token 之后 decode",
         )
         if chinese
         else (
@@ -169,6 +176,7 @@ def compare(chinese: bool) -> str:
             "int4, peak memory, 2,048 in the cache",
             "int8, peak memory, 2,048 in the cache",
             "int4, process start to first token",
+            "int3 and int4 mixed (3.6 bits), decode after 512",
         )
     )
     prefill = read("compare_int4_prefill")
@@ -178,6 +186,7 @@ def compare(chinese: bool) -> str:
         (names[0], *_speeds(prefill), linears),
         (names[1], *_speeds(read("compare_int4_decode")), "—"),
         (names[2], *_speeds(read("compare_int8_decode")), "—"),
+        (names[6], *_speeds(read("compare_int3_decode")), "—"),
         (names[3], *_peaks(read("compare_int4_memory")), "—"),
         (names[4], *_peaks(read("compare_int8_memory")), "—"),
         (names[5], *_starts(read("compare_int4_cold")), "—"),
@@ -216,11 +225,13 @@ def _together(chinese: bool) -> str:
     if chinese:
         return (
             f"\nint4 同时生成 8 个序列（缓存各 512 个 token）：合计 {many:.3g} tokens/s，单个序列 "
-            f"{one:.3g} tokens/s：{ratio}。llama.cpp 的格式：Q4_0 与 Q8_0。\n"
+            f"{one:.3g} tokens/s：{ratio}。llama.cpp 的格式：Q4_0 与 Q8_0；"
+            "混合旁边是 Q4_0。\n"
         )
     return (
         f"\nEight sequences at once in int4, each behind 512 tokens: {many:.3g} tokens/s together, "
-        f"{one:.3g} tokens/s for one alone: {ratio}. llama.cpp's formats are Q4_0 and Q8_0.\n"
+        f"{one:.3g} tokens/s for one alone: {ratio}. llama.cpp's formats are Q4_0 and "
+        "Q8_0, beside the mix Q4_0.\n"
     )
 
 
@@ -301,7 +312,8 @@ def formats(chinese: bool) -> str:
         else ("format", "16 x 256 weights: codes", "scales", "bits per weight", "13B", "7B")
     )
     body = []
-    for scheme in (Scheme(8, None), Scheme(8, 32), *(Scheme(4, n) for n in (256, 128, 64, 32))):
+    four, three = (Scheme(4, n) for n in (256, 128, 64, 32)), (Scheme(3, n) for n in (64, 32))
+    for scheme in (Scheme(8, None), Scheme(8, 32), *four, *three):
         codes, scales = _bytes(16, 256, scheme)
         size = f", groups of {scheme.group_size}" if scheme.group_size else ""
         bits = f"{scheme.stored_bits(5120):.4g}"
