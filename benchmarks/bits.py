@@ -14,7 +14,6 @@ Writes results/bits.json and docs/bits.png.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Iterator
@@ -24,15 +23,7 @@ from typing import Any
 import machine
 import torch
 from judged_texts import Row
-from quality import (
-    PICTURE,
-    ROOT,
-    Case,
-    _dequantize,
-    _judged,
-    cases,
-    logits_of,
-)
+from quality import PICTURE, ROOT, Case, cases, dequantize_layers, judged, logits_of, parse
 from torch import Tensor
 from tqdm import tqdm
 
@@ -60,8 +51,10 @@ _FIXED = {
     "int8, calibrated": (Plan(Scheme(8, None)), True),
     "int4, groups of 128, calibrated": (Plan(Scheme(4, 128), _HEAD), True),
 }
+_NEAREST = ("int3, groups of 64", "int4, groups of 64", "int8")
+_COLOURS = ("tab:orange", "tab:purple", "tab:red", "tab:blue")
 _LLAMA_CPP = ("Q4_0", "Q4_K_M, as for wide rows", "Q8_0")
-_CASES = {"SmolLM2-135M": "smollm", "demo model, held-out questions": "demo"}
+_CASES = ("SmolLM2-135M", "demo model, held-out questions")
 
 
 def smollm_rows(path: Path) -> Tensor:
@@ -116,14 +109,14 @@ def measure(case: Case, ids: Tensor, work: Path, known: list[dict[str, Any]]) ->
         def as_run(row: Row, model: BaichuanForCausalLM = model) -> Tensor:
             return logits_of(model, row)
 
-        run = _judged(as_run, case.rows, reference)
-        _dequantize(model)
+        run = judged(as_run, case.rows, reference)
+        dequantize_layers(model)
         yield {
             "format": name,
             "by": "ours",
             "stored_bits": round(stored / weights, 4),
             "matrices": counts,
-            "weights": _judged(as_run, case.rows, reference),
+            "weights": judged(as_run, case.rows, reference),
             "as_run": run,
         }
 
@@ -143,7 +136,7 @@ def draw(figures: dict[str, Any]) -> None:
             "to the nearest code": [
                 f
                 for f in [*before, *case["formats"]]
-                if f["by"] == "ours" and f["format"] in ("int3, groups of 64", *_NEAREST)
+                if f["by"] == "ours" and f["format"] in _NEAREST
             ],
             "calibrated": [f for f in case["formats"] if "calibrated" in f["format"]],
             "calibrated, mixed to a budget": [f for f in case["formats"] if "mix" in f["format"]],
@@ -167,25 +160,13 @@ def draw(figures: dict[str, Any]) -> None:
     chart.savefig(CHART, dpi=100)
 
 
-_NEAREST = ("int4, groups of 64", "int8")
-_COLOURS = ("tab:orange", "tab:purple", "tab:red", "tab:blue")
-
-
 def main() -> None:
     """Measure what is not measured yet; write results and picture."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("gguf", type=Path, nargs="?", help="SmolLM2-135M's")
-    parser.add_argument("--directory", type=Path, help="for networks and files in between, 3 GB")
-    parser.add_argument("--text", type=Path, nargs="*", default=[], help="more English texts")
-    parser.add_argument("--rows", type=int, default=12, help="of 512 tokens, over all texts")
-    parser.add_argument("--draw", action="store_true", help="only draw what was measured")
-    arguments = parser.parse_args()
+    arguments = parse(__doc__.splitlines()[0])
     figures = {"cases": [{"case": name, "formats": []} for name in _CASES]}
     if RESULTS.exists():
         figures = json.loads(RESULTS.read_text("utf-8"))
     if not arguments.draw:
-        if arguments.gguf is None or arguments.directory is None:
-            parser.error("the GGUF and --directory are needed")
         for case in cases(arguments.gguf, arguments.directory, arguments.text, arguments.rows):
             kept = next((c for c in figures["cases"] if c["case"] == case.name), None)
             if kept is None:

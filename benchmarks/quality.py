@@ -123,12 +123,13 @@ def rounded_by_us(case: Case) -> Iterator[Rounded]:
                 whole += 16 * module.weight.numel()
         kernels = _load(case)
         quantize_modules(kernels, plan)
-        _dequantize(model)
+        dequantize_layers(model)
         run = partial(logits_of, kernels)
         yield Rounded(name, "ours", stored / count, whole / count, {}, model, run)
 
 
-def _dequantize(model: nn.Module) -> None:
+def dequantize_layers(model: nn.Module) -> None:
+    """Put float32 layers in place of the quantized ones, of the weights that these stand for."""
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantizedLinear):
             plain = nn.Linear(module.in_features, module.out_features, False, device="meta")
@@ -257,8 +258,8 @@ def measure(case: Case, work: Path) -> dict[str, Any]:
 
 
 def _figures(rounded: Rounded, case: Case, reference: list[Tensor]) -> dict[str, Any]:
-    weights = _judged(partial(logits_of, rounded.model), case.rows, reference)
-    as_run = None if rounded.as_run is None else _judged(rounded.as_run, case.rows, reference)
+    weights = judged(partial(logits_of, rounded.model), case.rows, reference)
+    as_run = None if rounded.as_run is None else judged(rounded.as_run, case.rows, reference)
     return {
         "format": rounded.name,
         "by": rounded.by,
@@ -270,9 +271,10 @@ def _figures(rounded: Rounded, case: Case, reference: list[Tensor]) -> dict[str,
     }
 
 
-def _judged(
+def judged(
     run: Callable[[Row], Tensor], rows: Sequence[Row], reference: list[Tensor]
 ) -> dict[str, float]:
+    """Compare a network with the reference logits of all rows."""
     pairs = zip(reference, rows, strict=True)
     return summary(torch.cat([compared(known, run(row), row) for known, row in pairs]))
 
@@ -335,20 +337,26 @@ def _draw_point(panel: Any, point: dict[str, Any]) -> None:
     )
 
 
-def main() -> None:
-    """Measure all cases and write results and picture."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(description: str) -> argparse.Namespace:
+    """Read what networks and texts to judge by, from the command line."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("gguf", type=Path, nargs="?", help="SmolLM2-135M's")
     parser.add_argument("--directory", type=Path, help="for networks and files in between, 3 GB")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="more English texts")
     parser.add_argument("--rows", type=int, default=12, help="of 512 tokens, over all texts")
     parser.add_argument("--draw", action="store_true", help="only draw what was measured")
     arguments = parser.parse_args()
+    if not arguments.draw and (arguments.gguf is None or arguments.directory is None):
+        parser.error("the GGUF and --directory are needed")
+    return arguments
+
+
+def main() -> None:
+    """Measure all cases and write results and picture."""
+    arguments = parse(__doc__.splitlines()[0])
     if arguments.draw:
         draw(json.loads((machine.RESULTS / "quality.json").read_text("utf-8")))
         return
-    if arguments.gguf is None or arguments.directory is None:
-        parser.error("the GGUF and --directory are needed")
     work = arguments.directory
     work.mkdir(parents=True, exist_ok=True)
     judged = cases(arguments.gguf, work, arguments.text, arguments.rows)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from baichuan.checkpoint.walk import EMBEDDING, HEAD, NORM, Walk, layer_prefix
+from baichuan.checkpoint.walk import EMBEDDING, NORM, Walk, layer_prefix
 from baichuan.errors import CheckpointError, DataError, UsageError
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.tokenizer import BaichuanTokenizer
@@ -64,23 +64,13 @@ def _read(file: Path) -> str:
 
 
 class Calibrated:
-    """What is stored of each part of a checkpoint; parts come in the network's order."""
+    """What is stored of each part of a checkpoint; they come in the order of `walk.parts`."""
 
     def __init__(self, config: BaichuanConfig, schemes: Mapping[str, Scheme], ids: Tensor) -> None:
         """Begin with token ids int64 [rows, positions]; schemes by the names of weights."""
         if any(scheme.layout != "blocks" for scheme in schemes.values()):
             raise UsageError("The original's scheme rounds to nearest; it has no calibration.")
         self._walk, self._schemes, self._layers = Walk(config, ids), schemes, 0
-
-    @staticmethod
-    def parts(names: Sequence[str]) -> list[tuple[str, ...]]:
-        """Group the tensors of a network: embedding, each layer, norm and head."""
-        numbers = {int(name.split(".")[2]) for name in names if name.startswith("model.layers.")}
-        layers = [
-            tuple(name for name in names if name.startswith(layer_prefix(number)))
-            for number in sorted(numbers)
-        ]
-        return [(EMBEDDING,), *layers, tuple(name for name in (NORM, HEAD) if name in names)]
 
     def convert(self, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give what is stored of a part.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from baichuan.checkpoint.calibrate import Calibrated
 from baichuan.checkpoint.rewrite import Change, Part, Progress, refuse_existing, rewrite_checkpoint
+from baichuan.checkpoint.walk import parts
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaichuanForCausalLM
@@ -56,13 +57,13 @@ def quantize_checkpoint(
         change = _calibrated(config, plan, schemes, sizes, ids)
         rewrite_checkpoint(weights, target, change, progress)
         return
-    parts = [Part((name,), size) for name, size in sizes.items()]
+    single = [Part((name,), size) for name, size in sizes.items()]
 
     def convert(read: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ((name, tensor),) = read.items()
         return converted(name, tensor, schemes.get(name))
 
-    change = Change(parts, convert, config, {"plan": plan.to_dict()})
+    change = Change(single, convert, config, {"plan": plan.to_dict()})
     rewrite_checkpoint(weights, target, change, progress)
 
 
@@ -74,12 +75,10 @@ def _calibrated(
     ids: Tensor,
 ) -> Change:
     calibrated = Calibrated(config, schemes, ids)
-    parts = [
-        Part(names, sum(map(sizes.__getitem__, names))) for names in Calibrated.parts(list(sizes))
-    ]
+    grouped = [Part(names, sum(map(sizes.__getitem__, names))) for names in parts(list(sizes))]
     texts = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
     settings = {"plan": plan.to_dict(), "texts": texts}
-    return Change(parts, calibrated.convert, config, settings, calibrated.skip)
+    return Change(grouped, calibrated.convert, config, settings, calibrated.skip)
 
 
 def checked_schemes(

@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from baichuan.checkpoint.calibrate import Calibrated
 from baichuan.checkpoint.quantize import checked_schemes, stored_bytes
 from baichuan.checkpoint.rewrite import Progress
-from baichuan.checkpoint.walk import EMBEDDING, HEAD, NORM, Walk, layer_prefix
+from baichuan.checkpoint.walk import EMBEDDING, HEAD, NORM, Walk, layer_prefix, parts
 from baichuan.kernels.layout import dequantize, pack
 from baichuan.model.pretrained import read_config, refuse_quantized
 from baichuan.model.quantization import plan_for
@@ -84,7 +83,7 @@ class Mixer:
         found = _Losses(Walk(self._config, ids[:_ROWS]), set(self._sizes))
         total, done = sum(header.nbytes for header in self._headers.values()), 0
         progress(done, total)
-        for names in Calibrated.parts(list(self._headers)):
+        for names in parts(list(self._headers)):
             found.take(self._weights.read(names))
             done += sum(self._headers[name].nbytes for name in names)
             progress(done, total)
@@ -107,7 +106,9 @@ class Mixer:
 
 
 class _Losses:
-    """Collects what each matrix loses; parts come in the network's order."""
+    """Collects what each matrix loses; they come in the order of `walk.parts`."""
+
+    _embedding: Tensor  # the head where there is no other
 
     def __init__(self, walk: Walk, quantized: set[str]) -> None:
         self._walk, self._quantized, self._layers = walk, quantized, 0

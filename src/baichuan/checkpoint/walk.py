@@ -5,7 +5,7 @@ For choosing codes by typical inputs (calibrate.py) and formats by what they los
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,6 +109,16 @@ class Moments:
         """Give a matrix's own, which may be overwritten."""
         source = _SAME_INPUT.get(name, name)
         return self._sums[source] / self._counts[source]
+
+
+def parts(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Group a network's tensors in the order of a walk: embedding, each layer, norm and head."""
+    numbers = {int(name.split(".")[2]) for name in names if name.startswith("model.layers.")}
+    layers = [
+        tuple(name for name in names if name.startswith(layer_prefix(number)))
+        for number in sorted(numbers)
+    ]
+    return [(EMBEDDING,), *layers, tuple(name for name in (NORM, HEAD) if name in names)]
 
 
 def layer_prefix(number: int) -> str:

@@ -45,7 +45,7 @@ def run_quantize(
     if room is not None and ids is not None:
         with watched(translate("what each matrix loses"), resumes=False) as advance:
             plan = plan_within(directory, ids, room, advance)
-    with watched(f"int{bits or 4}" if room is None else target.name) as advance:
+    with watched(f"int{plan.scheme.bits}" if room is None else target.name) as advance:
         quantize_checkpoint(directory, target, plan, advance, ids=ids)
     size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     print(f"{target}: {size / 1e9:.2f} GB")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from baichuan.errors import UsageError
 from baichuan.language import phrase
+from baichuan.quant.scheme import BITS
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -58,7 +59,7 @@ class ModelArguments:
     bits: int | None = _flag(None, phrase("8, 4 or 3: quantize the frozen weights under LoRA."))
 
     def __post_init__(self) -> None:
-        _check_choice("bits", self.bits, (None, 8, 4))
+        _check_choice("bits", self.bits, (None, *BITS))
         _check_choice("dtype", self.dtype, (None, "float32", "bfloat16", "float16"))
 
 

@@ -141,7 +141,7 @@ def test_files_that_are_no_recipe(tmp_path, content, problem):
         (["--max_source_length", "long"], "max_source_length is long; it must be a whole number"),
         (["--stage", "ppo"], "stage is 'ppo'; allowed is one of sft, pt, dpo"),
         (["--template", "llama"], "template is 'llama'; allowed is one of baichuan, vanilla, def"),
-        (["--bits", "3"], "bits is 3; allowed is one of 8, 4"),
+        (["--bits", "5"], "bits is 5; allowed is one of 8, 4, 3"),
         (["--bits", "4", "--finetuning_type", "full"], "--bits 4 freezes the weights"),
         (["--cutoff_len", "3"], "cutoff_len is 3; allowed is 16 or more"),
         (["--val_size", "1.5"], "val_size is 1.5; give a share below 1, or a whole number"),
