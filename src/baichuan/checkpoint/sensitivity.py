@@ -96,7 +96,7 @@ class Mixer:
         rest += _HEADER * (len(names) + len(self._sizes))
         none = dict.fromkeys(SCHEMES, 0.0)
         known = {name: losses.get(name, none) for name in self._sizes}
-        chosen = mixed(known, self._sizes, budget - rest)
+        chosen = mixed(known, self._sizes, budget, rest)
         exceptions: dict[str, Scheme | None] = {
             name.removesuffix(".weight"): scheme
             for name, scheme in chosen.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from baichuan.errors import UsageError
@@ -16,6 +17,7 @@ def mixed(
     losses: Mapping[str, Mapping[Scheme, float]],
     sizes: Mapping[str, Mapping[Scheme, int]],
     budget: float,
+    rest: int = 0,
 ) -> dict[str, Scheme]:
     """Choose the scheme of each matrix.
 
@@ -25,20 +27,20 @@ def mixed(
     Args:
         losses: by matrix and scheme, in any unit that adds up.
         sizes: bytes, alike.
-        budget: bytes for all of them.
+        budget: bytes for all of them and the rest.
+        rest: bytes of what is not quantized.
 
     Raises:
         UsageError: the smallest choice is larger.
     """
-    smallest = sum(min(each.values()) for each in sizes.values())
+    smallest = rest + sum(min(each.values()) for each in sizes.values())
     if smallest > budget:
         raise UsageError(
-            "The budget leaves {given:,.1f} MB for the quantized weights; with {bits} bits for "
-            "each matrix they take {least:,.1f} MB. Give at least {more:,.1f} MB more.",
+            "The budget is {given:,.1f} MB; with {bits} bits for each matrix the weights take "
+            "{least:,.1f} MB. Give at least that.",
             given=budget / 1e6,
             bits=min(scheme.bits for scheme in SCHEMES),
-            least=smallest / 1e6,
-            more=(smallest - budget) / 1e6,
+            least=math.ceil(smallest / 1e5) / 10,
         )
 
     def at_price(price: float) -> dict[str, Scheme]:
@@ -52,7 +54,7 @@ def mixed(
     low, high = 1e-30 * most, max(most, 1e-30)
     for _ in range(_HALVINGS):
         price = (max(low, 1e-300) * high) ** 0.5
-        if sum(sizes[n][s] for n, s in at_price(price).items()) <= budget:
+        if rest + sum(sizes[n][s] for n, s in at_price(price).items()) <= budget:
             high = price
         else:
             low = price

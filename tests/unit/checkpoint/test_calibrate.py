@@ -1,6 +1,7 @@
 """Quantizing by texts: nearer to the network than the nearest codes, the same after a kill."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -127,8 +128,11 @@ def test_a_budget_is_kept_and_spent(source, ids, tmp_path):
         errors.append(float((logits(target, ids) - right).square().mean()))
         assert sizes[-1] <= budget
     assert sizes[1] > sizes[0] and errors[1] < errors[0]
-    with pytest.raises(UsageError, match=r"Give at least .* MB more"):
+    with pytest.raises(UsageError, match="Give at least that") as refused:
         plan_within(source, ids, 1000)
+    named = re.search(r"the weights take ([\d.]+) MB", str(refused.value))
+    assert named is not None
+    plan_within(source, ids, float(named[1]) * 1e6)
 
 
 def test_rows_of_texts(tmp_path):
