@@ -43,4 +43,6 @@ def watched(name: str, *, resumes: bool = True) -> Iterator[Callable[[int, int],
             drawn.close()
             if resumes:
                 notes.print(translate("stopped; the same command goes on from here."))
+            else:
+                notes.print(translate("Stopped; nothing is kept, the same command begins anew."))
             raise
