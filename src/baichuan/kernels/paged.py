@@ -180,7 +180,9 @@ def _in_torch(
         held[block][layer, 0, :, offset] = key[number]
         held[block][layer, 1, :, offset] = value[number]
         keys, values = torch.cat([slab[layer] for slab in held], dim=2)[:, :, : count + 1]
-        rows.append(reference.attend(query[number], keys, values, slopes))
+        # A copy begins where memory is aligned: products of the same numbers that begin elsewhere
+        # may add in another order, and a row would not be what it is alone.
+        rows.append(reference.attend(query[number].clone(), keys, values, slopes))
     return torch.stack(rows)
 
 
