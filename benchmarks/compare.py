@@ -2,15 +2,14 @@
 
     python benchmarks/compare.py --directory DIRECTORY --peers PYTHON [--bits 3|4|8] [--smoke]
 
-DIRECTORY takes the models (workers/models.py), up to 27 GB and what is made of it; PYTHON is the
-interpreter of a virtual environment with llama-cpp-python, gguf and openvino. Each figure is
-measured in pairs, engines in turn, with the machine's limits between the pairs, and written to
-results/compare_intBITS_FIGURE.json. 3 bits are a mix of 3 and 4, 3.6 on average, beside Q4_0.
-`--smoke` runs all of it with a tiny model and writes nothing.
+DIRECTORY takes the models (workers/models.py), 27 GB and more; PYTHON is an interpreter that has
+llama-cpp-python, gguf and openvino. Figures are measured in pairs, engines in turn, the machine's
+limits between them, and written to results/compare_intBITS_FIGURE.json. 3 bits are a mix of 3 and
+4, 3.6 on average, beside Q4_0. `--layers` takes fewer, at full width, and names the files after
+the processor's kernels. `--smoke` runs all of it with a tiny model and writes nothing.
 
-On a processor with AMX, llama.cpp built by GCC 12 crashes at its first prompt: the compiler drops
-stores to the tile configuration (a local of 64 bytes of which GCC's intrinsic declares 8). Build
-llama-cpp-python from its source with CXXFLAGS="-fno-tree-dse -fno-dse" in the environment.
+On a processor with AMX, llama.cpp built by GCC 12 crashes at its first prompt (dropped stores to
+the tile configuration) unless built from source with CXXFLAGS="-fno-tree-dse -fno-dse".
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from workers.limits import Limits
 from workers.models import Models
 from workers.process import Worker, first_token_seconds
 
+from baichuan.kernels import native
 from baichuan.model.configuration import BaichuanConfig
 
 _GGUF = {3: "q4_0", 4: "q4_0", 8: "q8_0"}
@@ -81,7 +81,7 @@ class Comparison:
         self.pairs = 2 if arguments.smoke else arguments.pairs
         self.sizes = _SMOKE if arguments.smoke else Sizes()
         self.peers: Path = arguments.peers
-        self.models = Models(arguments.directory, arguments.smoke)
+        self.models = Models(arguments.directory, arguments.smoke, arguments.layers)
         self.together = self.bits < 8 and not arguments.apart
         self.limits = Limits(self.threads)
 
@@ -345,10 +345,9 @@ def _bar(what: str, measured: dict[str, float], least: float) -> dict[str, Any]:
     return {"what": what, "needed": least, "measured": median, "met": median >= least}
 
 
-def _evidence(
-    run: Comparison, rows: list[dict[str, float]], facts: dict[str, Any]
-) -> dict[str, Any]:
-    return {"engines_together_in_memory": run.together, "engines": facts, "rows": rows}
+def _evidence(run: Comparison, rows: list[dict[str, float]], facts: Any) -> dict[str, Any]:
+    where = {"layers": run.config.num_hidden_layers, "engines_together_in_memory": run.together}
+    return {**where, "engines": facts, "rows": rows}
 
 
 _FIGURES = {
@@ -367,6 +366,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--directory", type=Path, required=True, help="of the models")
     parser.add_argument("--peers", type=Path, required=True, help="interpreter of the peers")
     parser.add_argument("--bits", type=int, choices=(3, 4, 8), default=4)
+    parser.add_argument("--layers", type=int, help="fewer layers than the 13B's 40")
     parser.add_argument("--figures", nargs="+", choices=_FIGURES, help="only these")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -384,6 +384,7 @@ def main() -> None:
     arguments = _parse()
     torch.set_num_threads(arguments.threads)
     run = Comparison(arguments)
+    kernels = "" if arguments.layers is None else f"_{native.chosen()}"
     for name in arguments.figures or _BY_BITS[arguments.bits]:
         print(f"{name}, int{arguments.bits}", file=sys.stderr)
         before = psutil.cpu_percent(interval=2)
@@ -391,7 +392,7 @@ def main() -> None:
         if arguments.smoke:
             print(json.dumps({name: figures}, indent=2))
         else:
-            machine.save(f"compare_int{arguments.bits}_{name}", figures)
+            machine.save(f"compare_int{arguments.bits}_{name}{kernels}", figures)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,26 @@ def compare(chinese: bool) -> str:
         (names[4], *_peaks(read("compare_int8_memory")), "—"),
         (names[5], *_starts(read("compare_int4_cold")), "—"),
     ]
-    return table_rows(head, *body) + _together(chinese) + hardware(prefill, chinese)
+    return (
+        table_rows(head, *body) + _together(chinese) + hardware(prefill, chinese) + _avx2(chinese)
+    )
+
+
+def _avx2(chinese: bool) -> str:
+    """Say what a processor of many people gives, which has neither AMX nor AVX512."""
+    prefill, decode = (read(f"compare_int4_{what}_avx2") for what in ("prefill", "decode"))
+    ratios = [_times(figures["ratio_to_llama"]) for figures in (prefill, decode)]
+    openvino = f"{prefill['ratio_to_openvino']['median']:.2f}x"
+    where, layers = hardware(decode, chinese).strip(), decode["layers"]
+    if chinese:
+        return (
+            f"\n只有 AVX2 的处理器，40 层中的 {layers} 层，与 Q4_0 相比：prefill {ratios[0]}，"
+            f"为 OpenVINO 仅线性层的 {openvino}；decode {ratios[1]}。{where}\n"
+        )
+    return (
+        f"\nOn a processor with AVX2 alone, {layers} of the 40 layers, beside Q4_0: prefill "
+        f"{ratios[0]}, and {openvino} of OpenVINO's linears alone; decode {ratios[1]}. {where}\n"
+    )
 
 
 def _speeds(figures: dict[str, Any]) -> tuple[str, str, str]:

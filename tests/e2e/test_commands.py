@@ -40,7 +40,7 @@ def run(*arguments: str, given: str | bytes = "", **environment: str):
         [*COMMAND, *arguments],
         input=data,
         capture_output=True,
-        timeout=120,
+        timeout=300,
         env={**ENGLISH, **environment},
     )
     return subprocess.CompletedProcess(
@@ -71,7 +71,7 @@ def test_help_and_errors_are_in_the_user_s_language(variables, help_text, error)
 
     def told(*arguments: str) -> tuple[str, str]:
         options = {"capture_output": True, "text": True, "encoding": "utf-8", "env": environment}
-        done = subprocess.run([*COMMAND, *arguments], timeout=120, **options)
+        done = subprocess.run([*COMMAND, *arguments], timeout=300, **options)
         return done.stdout, done.stderr
 
     assert help_text in told("--help")[0]
