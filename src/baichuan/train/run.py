@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from baichuan.checkpoint.load import DEMO
 from baichuan.hub import local_directory
+from baichuan.kernels.native import bfloat16_is_slow
 from baichuan.language import translate
 from baichuan.model.tokenizer import BaichuanTokenizer
 from baichuan.train import data, deepspeed, resume
@@ -79,13 +80,23 @@ def _train(recipe: Recipe, say: Say) -> None:
 
 
 def for_this_machine(recipe: Recipe) -> Recipe:
-    """Replace float16 by bfloat16 where there is no GPU: CPUs do not train in it."""
-    training = recipe.training
-    if not training.fp16 or torch.accelerator.is_available():
+    """Replace float16 by bfloat16 where there is no GPU: CPUs do not train in it.
+
+    Where the processor does not compute in bfloat16 either, that is said.
+    """
+    training, notices = recipe.training, recipe.notices
+    if torch.accelerator.is_available() or not (training.fp16 or training.bf16):
         return recipe
-    notice = translate("There is no GPU here, so --fp16 is read as --bf16.")
-    training = replace(training, fp16=False, bf16=True)
-    return replace(recipe, training=training, notices=(*recipe.notices, notice))
+    if training.fp16:
+        training = replace(training, fp16=False, bf16=True)
+        notices = (*notices, translate("There is no GPU here, so --fp16 is read as --bf16."))
+    if bfloat16_is_slow():
+        notice = translate(
+            "This processor is slow in bfloat16: without --bf16 and --fp16, in float32, training "
+            "takes more memory and a fraction of the time."
+        )
+        notices = (*notices, notice)
+    return replace(recipe, training=training, notices=notices)
 
 
 def _stopped(recipe: Recipe) -> str:
