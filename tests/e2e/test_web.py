@@ -95,6 +95,11 @@ class Tab:
         self.input.fill(text)
         self.input.press("Enter")
 
+    def choose_file(self, file):
+        """Give a file to the uploader; one of a drawing that is not through is about to go."""
+        self.page.locator("[data-test-script-state=notRunning]").wait_for()
+        self.page.locator("input[type=file]").last.set_input_files(file)
+
     def expect(self, locator):
         return sync_api.expect(locator)
 
@@ -323,13 +328,13 @@ def test_conversations_are_found_exported_and_imported(tab, home, tmp_path):
         file = tmp_path / download.value.suggested_filename
         download.value.save_as(file)
         shown = name_of(tab)
-        tab.page.locator("input[type=file]").last.set_input_files(file)
+        tab.choose_file(file)
         tab.page.wait_for_url(lambda url, before=shown: before not in url)
         tab.expect(tab.messages).to_have_count(2)
         assert saved(home)[name_of(tab)] == saved(home)["0123456789abcde2"]
     bad = tmp_path / "notes.json"
     bad.write_text("dear diary")
-    tab.page.locator("input[type=file]").last.set_input_files(bad)
+    tab.choose_file(bad)
     tab.expect(tab.page.get_by_role("alert")).to_contain_text("notes.json is no saved conversation")
 
     tab.click("New conversation")
