@@ -1,11 +1,14 @@
 """Cross entropy of the next token, without the logits of all positions at once. Knows no network.
 
 Logits are the largest tensor of training: [positions, 64,000] in float32, several times. Here they
-are computed for some positions at a time, only where there is a label, and once more on the way
-back. The head is called as a module, so adapters, quantized weights and sharding work as always.
+are computed for some positions at a time, only where there is a label. A head that learns computes
+them once more on the way back; beside a frozen one, their gradient is taken at once. The head is
+called as a module, so adapters, quantized weights and sharding work as always.
 """
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,14 +51,47 @@ def next_token_loss(
     wanted = shift_labels.reshape(-1).to(hidden.device)
     learned = (wanted != IGNORED).nonzero()[:, 0]
     rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, learned)
-    sums = [
-        checkpoint(_summed, head, part, targets, use_reentrant=False)
-        for part, targets in zip(
-            _parts(rows, head), _parts(wanted.index_select(0, learned), head), strict=True
-        )
-    ]
+    targets = wanted.index_select(0, learned)
+    if rows.requires_grad and _is_frozen(head):
+        total = cast(Tensor, _FrozenHeadLoss.apply(rows, targets, head))  # type: ignore[no-untyped-call]
+    else:
+        parts = zip(_parts(rows, head), _parts(targets, head), strict=True)
+        total = torch.stack(
+            [checkpoint(_summed, head, *part, use_reentrant=False) for part in parts]
+        ).sum()
     count = len(learned) if num_items_in_batch is None else num_items_in_batch
-    return torch.stack(sums).sum() / count
+    return total / count
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """The sum of the losses, whose gradient is taken while a part's logits are in memory.
+
+    Two products of the head instead of three. As in the fused loss of Liger-Kernel (Hsu et al.
+    2024, arXiv 2410.10989), but for any module.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, wanted: Tensor, head: nn.Module) -> Tensor:
+        sums: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for part, targets in zip(_parts(rows, head), _parts(wanted, head), strict=True):
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                loss = _summed(head, part, targets)
+            gradients += torch.autograd.grad(loss, part)
+            sums.append(loss.detach())
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.stack(sums).sum()
+
+    @staticmethod
+    def backward(ctx: Any, of_sum: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * of_sum, None, None
+
+
+def _is_frozen(head: nn.Module) -> bool:
+    """Say whether nothing of the head learns, and all of it is in this process."""
+    return not any(p.requires_grad or hasattr(p, "ds_id") for p in head.parameters())
 
 
 def _summed(head: nn.Module, rows: Tensor, wanted: Tensor) -> Tensor:

@@ -64,6 +64,23 @@ def test_loss_and_gradients_are_those_of_whole_logits(monkeypatch, head, learned
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize(
+    ("head", "times"), [("plain", 2), ("adapted", 2), ("frozen", 1), ("int8", 1)]
+)
+def test_a_frozen_head_computes_no_logits_twice(monkeypatch, head, times):
+    monkeypatch.setattr(module, "POSITIONS_AT_ONCE", 16)
+    net, calls = HEADS[head](), []
+    net.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    hidden, labels = torch.randn(3, 50, 12, requires_grad=True), some_labels(1.0)
+    next_token_loss(net, hidden, labels).backward()
+    assert len(calls) == times * 10
+    assert max(calls) == 16
+    calls.clear()
+    with torch.no_grad():
+        next_token_loss(net, hidden, labels)
+    assert len(calls) == 10
+
+
 def test_labels_that_are_moved_already():
     hidden, labels, head = torch.randn(3, 50, 12), some_labels(0.5), HEADS["plain"]()
     moved = F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
