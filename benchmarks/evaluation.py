@@ -18,8 +18,8 @@ The other side is workers/one_by_one.py: transformers, a prompt at a time, shari
   the interpreter of an environment that has `lm_eval` and this package. The harness asks in its own
   words, and may use any batch size of those measured: the faster one counts.
 - smollm: a trained network that is not ours, on transformers' own LlamaForCausalLM, read from
-  the GGUF; ours is that file converted by smollm.py. The other side keeps the examples of a subject
-  in transformers' cache, for 14,042 whole prompts would take a day; so there are no times.
+  the GGUF; ours is that file converted by smollm.py. The other side keeps in transformers' cache
+  what prompts begin with, for 14,042 whole prompts would take a day; so there are no times.
   int8 and int4 of the same network follow. WORK/float32.json, int8.json and int4.json are results
   as `baichuan eval compare` takes them.
 
@@ -33,6 +33,7 @@ import json
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,7 @@ def _one_by_one(data: Data, maker: PromptMaker, work: Path, gguf: Path) -> None:
     prompts = work / "prompts.jsonl"
     if not prompts.exists():
         lines = [
-            json.dumps({"subject": subject, "text": maker.prompt(row, data.shots[subject]).content})
+            json.dumps(maker.prompt(row, data.shots[subject]).content)
             for subject, rows in data.questions.items()
             for row in rows
         ]
@@ -275,7 +276,7 @@ def _one_by_one(data: Data, maker: PromptMaker, work: Path, gguf: Path) -> None:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
         partial.replace(prompts)
     command = [sys.executable, _WORKER, gguf.parent, prompts, work / "one_by_one.jsonl"]
-    settings = ["--letters", "last", "--gguf", gguf.name, "--keep-examples"]
+    settings = ["--letters", "last", "--gguf", gguf.name]
     subprocess.run([*map(str, command), *settings], check=True)
 
 
@@ -328,10 +329,8 @@ def _say(done: int, total: int) -> None:
 def _summary(data: Data, scheme: Scheme, work: Path, gguf: Path) -> dict[str, Any]:
     results = {bits: read_result(work / f"{_name(bits)}.json") for bits in (None, 8, 4)}
     lines = (work / "one_by_one.jsonl").read_text("utf-8").splitlines()
-    theirs, place = {}, 0
-    for subject, rows in data.questions.items():
-        theirs[subject] = [json.loads(line) for line in lines[place : place + len(rows)]]
-        place += len(rows)
+    found = iter([scores for _, scores in sorted(map(json.loads, lines))])
+    theirs = {subject: list(islice(found, len(rows))) for subject, rows in data.questions.items()}
     full = results[None]
     return {
         "benchmark": "mmlu",

@@ -19,7 +19,6 @@ from tables import (
     attention,
     compare,
     conversation,
-    evaluation,
     finetuning,
     formats,
     full_size,
@@ -28,6 +27,7 @@ from tables import (
     speculation_draft,
     speculation_losses,
 )
+from tables_evaluation import evaluation_demo, evaluation_lm_eval, evaluation_smollm
 from tables_serving import serving_llama, serving_load, serving_prefix, serving_soak
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,9 @@ _TABLES: dict[str, Callable[[bool], str]] = {
     "speculation": speculation,
     "speculation_draft": speculation_draft,
     "speculation_losses": speculation_losses,
-    "evaluation": evaluation,
+    "evaluation_demo": evaluation_demo,
+    "evaluation_lm_eval": evaluation_lm_eval,
+    "evaluation_smollm": evaluation_smollm,
     "quality_smollm": partial(quality, case_name="SmolLM2-135M"),
     "quality_smollm_grid": partial(quality, case_name="SmolLM2-135M on its Q4_1 grid"),
     "quality_demo": partial(quality, case_name="demo model, held-out questions"),

@@ -1,4 +1,4 @@
-"""The tables of the documents, but for the server's (tables_serving.py), from results/."""
+"""The tables of the documents, but for evaluation's and the server's, from results/."""
 
 from __future__ import annotations
 
@@ -30,11 +30,28 @@ def table_rows(*rows: tuple[object, ...]) -> str:
 
 def hardware(figures: dict[str, Any], chinese: bool) -> str:
     """Name the machine under a table."""
-    m = figures["machine"]
-    where = f"{m['cpu']}, {m['threads']} / {m['cores']}"
+    where = _hardware(figures, chinese)
+    return f"\n硬件：{where}。\n" if chinese else f"\n{where}.\n"
+
+
+def hardware_of_rows(rows: list[dict[str, Any]], chinese: bool) -> str:
+    """Name the machines under a table whose rows are of several."""
+    places: dict[str, list[int]] = {}
+    for number, figures in enumerate(rows, 1):
+        places.setdefault(_hardware(figures, chinese), []).append(number)
+    numbered = [(", ".join(map(str, numbers)), where) for where, numbers in places.items()]
     if chinese:
-        return f"\n硬件：{where} 核，{m['memory_gb']} GB 内存，torch {m['versions']['torch']}。\n"
-    return f"\n{where} cores, {m['memory_gb']} GB, torch {m['versions']['torch']}.\n"
+        return "\n" + "".join(f"第 {numbers} 行：{where}。\n" for numbers, where in numbered)
+    return "\n" + "".join(
+        f"Row{'s' if ',' in numbers else ''} {numbers}: {where}.\n" for numbers, where in numbered
+    )
+
+
+def _hardware(figures: dict[str, Any], chinese: bool) -> str:
+    m = figures["machine"]
+    memory = "核，{} GB 内存，" if chinese else "cores, {} GB, "
+    about = memory.format(m["memory_gb"])
+    return f"{m['cpu']}, {m['threads']} / {m['cores']} {about}torch {m['versions']['torch']}"
 
 
 def full_size(chinese: bool) -> str:
@@ -78,17 +95,6 @@ def attention(chinese: bool) -> str:
         texts = [f"{c['added_peak_gb']:.2f} GB, {c['seconds']:.2f} s" if c else "—" for c in cells]
         body.append((f"{length:,}", *texts))
     return table_rows(head, *body) + hardware(figures, chinese)
-
-
-def evaluation(chinese: bool) -> str:
-    """CMMLU with the demo model, beside one prompt at a time."""
-    f = read("evaluation_demo")
-    seconds = (f"{f[key]:.0f} s" for key in ("seconds", "seconds_one_by_one"))
-    head = ("CMMLU", "baichuan eval", "transformers", "", "same predictions")
-    row = (f"{f['questions']:,}", *seconds, f"{f['times_as_fast']:.1f}x", f"{f['agreement']:.2%}")
-    h = read("evaluation_lm_eval")
-    beside = f"\nlm-eval {h['lm_eval']}, {h['questions']} questions: {h['times_as_fast']:.1f}x.\n"
-    return table_rows(head, row) + beside + hardware(f, chinese)
 
 
 def conversation(chinese: bool) -> str:
@@ -374,15 +380,15 @@ def finetuning(chinese: bool) -> str:
         )
     )
     body: list[tuple[str, ...]] = []
-    for name in ("small", "wide"):
-        figures = read(f"finetuning_{name}")
+    rows = [read(f"finetuning_{name}") for name in ("small", "wide", "qlora")]
+    *pairs, whole = rows
+    for figures in pairs:
         cells = [_training(figures["runs"][way]) for way in ("ours", "published")]
         ratios = (f"{figures['speed_ratio']:.2f}x", f"{figures['memory_ratio']:.2f}x")
         body.append((figures["what"], *cells, *ratios))
-    whole = read("finetuning_qlora")
     seconds = f"{whole['seconds_per_step']:.0f} s a step, {whole['peak_memory_gb']:.1f} GB"
     body.append((whole["what"], seconds, "—", "", ""))
-    return table_rows(head, *body) + hardware(whole, chinese)
+    return table_rows(head, *body) + hardware_of_rows(rows, chinese)
 
 
 def _training(runs: list[dict[str, float]]) -> str:
