@@ -47,8 +47,8 @@ def load_model(name: str | None, **where: Any) -> tuple[BaichuanForCausalLM, Bai
     if watched and _is_slow(model):
         notes.print(
             translate(
-                "This processor is slow in bfloat16: with --bits 4 or --bits 8 the model answers "
-                "many times as fast."
+                "This processor is slow in bfloat16. Many times as fast: --bits 4 or --bits 8, or "
+                "--dtype float32 in twice the memory."
             ),
             style="dim",
             markup=False,
