@@ -102,20 +102,21 @@ def test_killed_three_times_it_ends_with_the_same_weights(flags, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-def test_two_processes_lose_what_one_loses(flags, tmp_path, way):
+@pytest.mark.parametrize(("way", "method"), [*((way, "full") for way in WAYS), ("fsdp", "lora")])
+def test_two_processes_lose_what_one_loses(flags, tmp_path, way, method):
     launcher, more, mark = WAYS[way]
     if way.startswith("zero"):
         pytest.importorskip("deepspeed")
     if way == "zero3":
         more = ["--deepspeed", str(zero3(tmp_path))]
-    flags += ["--finetuning_type", "full"]
+    flags += ["--finetuning_type", method]
     alone = train(ONE, [*flags, "--per_device_train_batch_size", "4"], tmp_path / "one", tmp_path)
     shared = [*flags, *more, "--per_device_train_batch_size", "2", "--save_strategy", "steps"]
     two = tmp_path / "two"
     assert train(launcher, shared, two, tmp_path) == pytest.approx(alone, abs=1e-3)
     assert (two / "checkpoint-3" / mark).exists()
-    whole, spread = (load_file(path / "model.safetensors") for path in (tmp_path / "one", two))
+    file = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}[method]
+    whole, spread = (load_file(path / file) for path in (tmp_path / "one", two))
     for key, tensor in whole.items():
         torch.testing.assert_close(spread[key], tensor, atol=2e-3, rtol=0)
 
