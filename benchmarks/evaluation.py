@@ -250,12 +250,14 @@ def smollm(folder: str, work: Path, gguf: Path, only: str | None) -> None:
     scheme = scheme_of("mmlu", "official")
     data = read_data(BENCHMARKS["mmlu"], folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    maker = PromptMaker(scheme, data.benchmark.names, count=Encoder(tokenizer, scheme.letter).count)
     if only in (None, "theirs"):
+        maker = PromptMaker(
+            scheme, data.benchmark.names, count=Encoder(tokenizer, scheme.letter).count
+        )
         _one_by_one(data, maker, work, gguf)
     for bits in (None, 8, 4):
         if only in (None, _name(bits)):
-            _ours(data, maker, scheme, work, gguf, tokenizer, bits)
+            _ours(data, scheme, work, gguf, tokenizer, bits)
     if only is None:
         machine.save("evaluation_smollm", _summary(data, scheme, work, gguf))
 
@@ -282,7 +284,6 @@ def _one_by_one(data: Data, maker: PromptMaker, work: Path, gguf: Path) -> None:
 
 def _ours(
     data: Data,
-    maker: PromptMaker,
     scheme: Scheme,
     work: Path,
     gguf: Path,
@@ -319,6 +320,7 @@ def _ours(
         data=data.digest,
     )
     scorer = BaichuanScorer(model, tokenizer, scheme.letter)
+    maker = PromptMaker(scheme, data.benchmark.names, count=scorer.count)
     evaluate(settings, data, scorer, maker, target, lambda done, total, _: _say(done, total))
 
 

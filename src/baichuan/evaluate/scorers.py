@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+from array import array
 from collections.abc import Container, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +29,9 @@ Scores = dict[int, tuple[float, ...]]
 #: Tokens that go through the network side by side: enough to read the weights seldom, and few
 #: enough for caches of a CPU.
 BATCH_TOKENS = 1024
+
+#: Texts whose ids are remembered: more than any subject has questions.
+_REMEMBERED = 2048
 
 
 class Scorer(Protocol):
@@ -64,22 +69,27 @@ class Encoder:
         self._tokenizer = tokenizer
         self._bos = bos
         self._chat = chat
+        # A prompt is counted, to see whether it fits, before it is encoded for the network.
+        self._remembered = lru_cache(_REMEMBERED)(self._encode_text)
         self.letters = letter_ids(tokenizer, letter)
 
     def encode(self, content: Content) -> list[int]:
         """Give the ids of a text, or of messages with the marker of the answer behind them."""
-        if not isinstance(content, str):
-            if self._chat is not None:
-                return list(self._chat(content))
-            return list(
-                self._tokenizer.apply_chat_template(
-                    content, add_generation_prompt=True, return_dict=False
-                )
+        if isinstance(content, str):
+            return self._remembered(content).tolist()
+        if self._chat is not None:
+            return list(self._chat(content))
+        return list(
+            self._tokenizer.apply_chat_template(
+                content, add_generation_prompt=True, return_dict=False
             )
+        )
+
+    def _encode_text(self, text: str) -> array[int]:
         if self._bos is None:
-            return list(self._tokenizer.encode(content))
-        ids = list(self._tokenizer.encode(content, add_special_tokens=False))
-        return [self._tokenizer.bos_token_id, *ids] if self._bos else ids
+            return array("i", self._tokenizer.encode(text))
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return array("i", [self._tokenizer.bos_token_id, *ids] if self._bos else ids)
 
     def count(self, content: Content) -> int:
         """Give the number of ids."""

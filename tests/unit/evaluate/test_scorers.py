@@ -216,3 +216,13 @@ def test_batches_keep_to_their_budget(budget, padded):
         assert not padded or len({row.group for row in batch}) == 1
     if budget == 100:
         assert len(batches) == (2 if padded else 1)
+
+
+def test_what_was_counted_is_not_encoded_again(demo, make_data, monkeypatch):
+    model, tokenizer = demo
+    scorer = BaichuanScorer(model, tokenizer, "last")
+    texts, encode = [], tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text, **how: texts.append(text) or encode(text))
+    asked = prompts(make_data("mmlu", ["anatomy"]), "mmlu", "anatomy", count=scorer.count)
+    scores(scorer, asked)
+    assert sorted(texts) == sorted(prompt.content for prompt in asked)
