@@ -2,10 +2,9 @@
 
     python benchmarks/evaluation.py demo CMMLU WORK                  the demo model, whole CMMLU
     python benchmarks/evaluation.py lm-eval CMMLU WORK --python PYTHON        against lm-eval
-    python benchmarks/evaluation.py smollm MMLU WORK --gguf FILE     SmolLM2-135M, whole MMLU
 
-CMMLU and MMLU are the data sets' folders; WORK keeps what is done, a subject or a batch at a time,
-so both may be ended (`--seconds`, kill -9) and started again until they say that they are through.
+CMMLU is the data set's folder; WORK keeps what is done, a subject at a time, so `demo` may be ended
+(`--seconds`, kill -9) and started again until it says that it is through.
 
 The other side is workers/one_by_one.py: transformers, a prompt at a time, sharing nothing with
 `baichuan.evaluate` but the prompts' text, both in float32.
@@ -17,13 +16,8 @@ The other side is workers/one_by_one.py: transformers, a prompt at a time, shari
 - lm-eval: the demo model and some subjects in lm-evaluation-harness, in turn with ours; PYTHON is
   the interpreter of an environment that has `lm_eval` and this package. The harness asks in its own
   words, and may use any batch size of those measured: the faster one counts.
-- smollm: a trained network that is not ours, on transformers' own LlamaForCausalLM, read from
-  the GGUF; ours is that file converted by smollm.py. The other side keeps in transformers' cache
-  what prompts begin with, for 14,042 whole prompts would take a day; so there are no times.
-  int8 and int4 of the same network follow. WORK/float32.json, int8.json and int4.json are results
-  as `baichuan eval compare` takes them.
 
-Writes results/evaluation_demo.json, evaluation_lm_eval.json and evaluation_smollm.json.
+Writes results/evaluation_demo.json and evaluation_lm_eval.json.
 """
 
 from __future__ import annotations
@@ -31,26 +25,20 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import machine
-import torch
 from workers.one_by_one import OneByOne, load
 
 import baichuan
 from baichuan.checkpoint.load import DEMO
 from baichuan.evaluate.data import LETTERS, Data, read_data
-from baichuan.evaluate.prompts import PromptMaker, Scheme, scheme_of
-from baichuan.evaluate.results import Answer, Result, Settings, read_result
-from baichuan.evaluate.run import evaluate
-from baichuan.evaluate.score import Tally, macro, micro, paired, pick
-from baichuan.evaluate.scorers import BaichuanScorer, Encoder
+from baichuan.evaluate.prompts import PromptMaker, scheme_of
+from baichuan.evaluate.score import Tally, macro, micro, pick
+from baichuan.evaluate.scorers import BaichuanScorer
 from baichuan.evaluate.subjects import BENCHMARKS
-from baichuan.model.network import BaiChuanForCausalLM
 
 #: Subject to the four scores of each of its questions.
 Scores = dict[str, list[list[float]]]
@@ -243,140 +231,13 @@ def _version(python: Path) -> str:
     return done.stdout.strip()
 
 
-def smollm(folder: str, work: Path, gguf: Path, only: str | None) -> None:
-    """Score MMLU with SmolLM2: transformers' LLaMA, then ours in float32, int8 and int4."""
-    from transformers import AutoTokenizer
-
-    scheme = scheme_of("mmlu", "official")
-    data = read_data(BENCHMARKS["mmlu"], folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    if only in (None, "theirs"):
-        maker = PromptMaker(
-            scheme, data.benchmark.names, count=Encoder(tokenizer, scheme.letter).count
-        )
-        _one_by_one(data, maker, work, gguf)
-    for bits in (None, 8, 4):
-        if only in (None, _name(bits)):
-            _ours(data, scheme, work, gguf, tokenizer, bits)
-    if only is None:
-        machine.save("evaluation_smollm", _summary(data, scheme, work, gguf))
-
-
-def _name(bits: int | None) -> str:
-    return f"int{bits}" if bits else "float32"
-
-
-def _one_by_one(data: Data, maker: PromptMaker, work: Path, gguf: Path) -> None:
-    prompts = work / "prompts.jsonl"
-    if not prompts.exists():
-        lines = [
-            json.dumps(maker.prompt(row, data.shots[subject]).content)
-            for subject, rows in data.questions.items()
-            for row in rows
-        ]
-        partial = prompts.with_suffix(".partial")
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.replace(prompts)
-    command = [sys.executable, _WORKER, gguf.parent, prompts, work / "one_by_one.jsonl"]
-    settings = ["--letters", "last", "--gguf", gguf.name]
-    subprocess.run([*map(str, command), *settings], check=True)
-
-
-def _ours(
-    data: Data,
-    scheme: Scheme,
-    work: Path,
-    gguf: Path,
-    tokenizer: Any,
-    bits: int | None,
-) -> None:
-    """Write a result as `baichuan eval mmlu` does, or go on with it."""
-    from smollm import convert
-
-    target = work / f"{_name(bits)}.json"
-    if target.exists():
-        return
-    convert(gguf, work / "checkpoint")
-    model = BaiChuanForCausalLM.from_pretrained(work / "checkpoint", dtype=torch.float32)
-    if bits is not None:
-        model.quantize(bits)
-    settings = Settings(
-        benchmark="mmlu",
-        scheme=scheme.name,
-        split=data.split,
-        average=scheme.average,
-        shots=5,
-        subjects=(),
-        limit=None,
-        chat=False,
-        letter=scheme.letter,
-        bos=None,
-        max_length=2048,
-        seed=0,
-        model="SmolLM2-135M-Instruct",
-        backend="baichuan",
-        dtype="float32",
-        bits=bits,
-        data=data.digest,
-    )
-    scorer = BaichuanScorer(model, tokenizer, scheme.letter)
-    maker = PromptMaker(scheme, data.benchmark.names, count=scorer.count)
-    evaluate(settings, data, scorer, maker, target, lambda done, total, _: _say(done, total))
-
-
-def _say(done: int, total: int) -> None:
-    print(f"{done} of {total}", end="\r", file=sys.stderr, flush=True)
-
-
-def _summary(data: Data, scheme: Scheme, work: Path, gguf: Path) -> dict[str, Any]:
-    results = {bits: read_result(work / f"{_name(bits)}.json") for bits in (None, 8, 4)}
-    lines = (work / "one_by_one.jsonl").read_text("utf-8").splitlines()
-    found = iter([scores for _, scores in sorted(map(json.loads, lines))])
-    theirs = {subject: list(islice(found, len(rows))) for subject, rows in data.questions.items()}
-    full = results[None]
-    return {
-        "benchmark": "mmlu",
-        "model": gguf.name,
-        "dtype": "float32",
-        **compare(data, scheme.average, _scores(full.answers), theirs),
-        "columns": {
-            _name(bits): {name: i.value for name, i in result.columns().items()}
-            for bits, result in results.items()
-        },
-        "quantized": {_name(bits): _difference(full, results[bits]) for bits in (8, 4)},
-    }
-
-
-def _scores(answers: list[Answer]) -> Scores:
-    found: Scores = {}
-    for answer in answers:
-        found.setdefault(answer.subject, []).append(list(answer.scores))
-    return found
-
-
-def _difference(full: Result, other: Result) -> dict[str, Any]:
-    pair = paired(full.right(), other.right(), full.settings.average)
-    same = sum(
-        a.prediction == b.prediction for a, b in zip(full.answers, other.answers, strict=True)
-    )
-    return {
-        "difference": [pair.difference.low, pair.difference.value, pair.difference.high],
-        "gained": pair.gained,
-        "lost": pair.lost,
-        "mcnemar_p": pair.p,
-        "same_prediction": same / len(full.answers),
-    }
-
-
 def main() -> None:
     """Measure what is not measured yet, and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("demo", "lm-eval", "smollm"))
+    parser.add_argument("what", choices=("demo", "lm-eval"))
     parser.add_argument("folder", help="the data set")
     parser.add_argument("work", type=Path, help="folder for what is done")
     parser.add_argument("--python", type=Path, help="interpreter that has lm_eval")
-    parser.add_argument("--gguf", type=Path, help="SmolLM2's file")
-    parser.add_argument("--only", choices=("theirs", "float32", "int8", "int4"))
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="begin no subject after so many"
     )
@@ -384,10 +245,8 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.what == "demo":
         demo(arguments.folder, arguments.work, arguments.seconds)
-    elif arguments.what == "lm-eval":
-        lm_eval(arguments.folder, arguments.work, arguments.python)
     else:
-        smollm(arguments.folder, arguments.work, arguments.gguf, arguments.only)
+        lm_eval(arguments.folder, arguments.work, arguments.python)
 
 
 if __name__ == "__main__":

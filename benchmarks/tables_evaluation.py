@@ -28,32 +28,29 @@ def evaluation_lm_eval(chinese: bool) -> str:
 def evaluation_smollm(chinese: bool) -> str:
     """MMLU with SmolLM2: float32, int8 and int4, and what another scorer says of float32."""
     f = read("evaluation_smollm")
-    columns = f["columns"]
-    head = ("MMLU", *columns["float32"], "difference", "p", "same predictions")
-    body = [
-        (name, *(f"{100 * x:.2f}" for x in values.values()), *_beside(f["quantized"].get(name)))
-        for name, values in columns.items()
-    ]
-    body.insert(0, _one_by_one(f, len(columns["float32"])))
-    apart = [abs(margin) for one in f["disagreements"] for margin in one["margins"]]
-    judged = (
-        f"\n{f['questions']:,} questions. Between the first two rows, no letter's logit is more "
-        f"than {f['largest_difference_of_logits']:.1g} apart"
-    )
-    if apart:
-        judged += f"; where predictions differ, the two letters are within {max(apart):.1g}"
-    return table_rows(head, *body) + judged + ".\n" + hardware(f, chinese)
+    some, *bits = ((name, q) for name, q in f["quantized"].items() if name != "questions")
+    whole = [("float32", f, ("", "", ""))]
+    if f["quantized"]["questions"] < f["questions"]:
+        whole.append((f"float32, {f['quantized']['questions']:,} of them", some[1], ("", "", "")))
+    quantized = [(name, q, _beside(q)) for name, q in bits]
+    names = list(f["columns"])
+    average, same = f"{100 * f['accuracy_one_by_one']:.2f}", f"{f['agreement']:.2%}"
+    body = [("transformers, one by one", *[""] * len(names[1:]), average, "", "", same)]
+    for name, q, beside in whole + quantized:
+        body.append((name, *(f"{100 * q['columns'][column]:.2f}" for column in names), *beside))
+    head = (f"MMLU, {f['questions']:,} questions", *names, "difference", "p", "same predictions")
+    return table_rows(head, *body) + _judged(f) + hardware(f, chinese)
 
 
-def _beside(pair: dict[str, Any] | None) -> tuple[str, str, str]:
-    if pair is None:
-        return "", "", ""
+def _beside(pair: dict[str, Any]) -> tuple[str, str, str]:
     low, value, high = (100 * x for x in pair["difference"])
-    same = f"{pair['same_prediction']:.1%}"
+    same = f"{pair['same_prediction']:.2%}"
     return f"{value:+.2f} ({low:+.2f} to {high:+.2f})", f"{pair['mcnemar_p']:.2g}", same
 
 
-def _one_by_one(f: dict[str, Any], columns: int) -> tuple[str, ...]:
-    empty = [""] * (columns - 1)
-    average, same = f"{100 * f['accuracy_one_by_one']:.2f}", f"{f['agreement']:.2%}"
-    return ("transformers, one by one", *empty, average, "", "", same)
+def _judged(f: dict[str, Any]) -> str:
+    text = f"No letter's logit is more than {f['largest_difference_of_logits']:.1g} apart between "
+    text += "the first two rows"
+    if apart := [abs(margin) for one in f["disagreements"] for margin in one["margins"]]:
+        text += f"; where they predict different letters, these two are within {max(apart):.1g}"
+    return f"\n{text}.\n"
