@@ -132,7 +132,7 @@ def _say(done: int, total: int) -> None:
 
 def _summary(data: Data, scheme: Scheme, work: Path, gguf: Path) -> dict[str, Any]:
     full, *quantized = (read_result(work / f"{_name(bits)}.json") for bits in (None, 8, 4))
-    some = _first(full, quantized[0].settings.limit)
+    some = _first(full, replace(quantized[0].settings, bits=None))
     some.save(work / "float32_first.json")
     lines = (work / "one_by_one.jsonl").read_text("utf-8").splitlines()
     found = iter([scores for _, scores in sorted(map(json.loads, lines))])
@@ -154,14 +154,15 @@ def _summary(data: Data, scheme: Scheme, work: Path, gguf: Path) -> dict[str, An
     }
 
 
-def _first(result: Result, limit: int | None) -> Result:
-    """Keep the first questions of each subject."""
+def _first(result: Result, settings: Settings) -> Result:
+    """Keep the first questions of each subject, as many as were asked with these settings."""
+    limit = settings.limit
     kept, counts = [], Counter[str]()
     for answer in result.answers:
         counts[answer.subject] += 1
         if limit is None or counts[answer.subject] <= limit:
             kept.append(answer)
-    return replace(result, settings=replace(result.settings, limit=limit), answers=kept)
+    return replace(result, settings=settings, answers=kept)
 
 
 def _columns(result: Result) -> dict[str, dict[str, float]]:
