@@ -13,7 +13,9 @@ int8 and int4 of the same network follow, with `--limit` on the first questions 
 alone. WORK/float32.json (float32_first.json), int8.json and int4.json are results as `baichuan eval
 compare` takes them.
 
-Writes results/evaluation_smollm.json.
+Writes results/evaluation_smollm.json. The other side's scores of all questions, which take a core
+two hours, are results/evaluation_smollm_one_by_one.jsonl.xz: unpacked as WORK/one_by_one.jsonl, they
+are not computed again.
 """
 
 from __future__ import annotations
