@@ -14,8 +14,8 @@ alone. WORK/float32.json (float32_first.json), int8.json and int4.json are resul
 compare` takes them.
 
 Writes results/evaluation_smollm.json. The other side's scores of all questions, which take a core
-two hours, are results/evaluation_smollm_one_by_one.jsonl.xz: unpacked as WORK/one_by_one.jsonl, they
-are not computed again.
+two hours, are results/evaluation_smollm_one_by_one.jsonl.xz: unpacked as WORK/one_by_one.jsonl,
+they are not computed again.
 """
 
 from __future__ import annotations
