@@ -376,6 +376,26 @@ def test_stop_and_settings(chromium, endless):
     tab.context.close()
 
 
+def test_errors_of_several_files_outlive_an_answer(chromium, endless, tmp_path):
+    """The page is drawn anew when the answer ends."""
+    bad = [tmp_path / name for name in ("diary.json", "letter.md")]
+    for file in bad:
+        file.write_text("dear diary")
+    tab = Tab(chromium, endless)
+    set_most_tokens(tab, 100_000)
+    tab.page.get_by_text("Export and import").click()
+    tab.ask("hello")
+    tab.expect(tab.messages.last).to_contain_text("tokens/s")
+    tab.choose_file(bad)
+    alerts = tab.page.get_by_role("alert")
+    tab.expect(alerts).to_have_count(2)
+    tab.click("Stop")
+    tab.expect(tab.button("Regenerate")).to_be_enabled()
+    for number, file in enumerate(bad):
+        tab.expect(alerts.nth(number)).to_contain_text(f"{file.name} is no saved conversation")
+    tab.context.close()
+
+
 def test_on_a_network_each_browser_has_its_own_conversations(chromium, endless):
     one, other = Tab(chromium, endless), Tab(chromium, endless)
     set_most_tokens(one, 5)

@@ -70,8 +70,15 @@ def _draw_messages(talk: Talk, model: Model, asked: Asked) -> None:
             with st.chat_message("assistant", avatar=_AVATARS["assistant"]):
                 st.markdown(for_streamlit(answer.text))
         st.error(plain(answer.error))
-    if trouble := st.session_state.pop("trouble", None):
+    _draw_trouble(keep=running is not None)
+
+
+def _draw_trouble(keep: bool) -> None:
+    """Show what could not be done; the page is drawn anew, unasked, when an answer ends."""
+    for trouble in st.session_state.get("trouble", []):
         st.error(plain(trouble))
+    if not keep:
+        st.session_state.trouble = []
 
 
 def _draw_welcome(talk: Talk, model: Model, asked: Asked) -> None:

@@ -44,7 +44,7 @@ def attempt(act: Callable[..., None], *arguments: Any) -> None:
     try:
         act(*arguments)
     except BaichuanError as error:
-        st.session_state.trouble = str(error)
+        st.session_state.setdefault("trouble", []).append(str(error))
 
 
 def current_talk(model: Model) -> Talk:
