@@ -90,7 +90,7 @@ def _print(
     columns = [result.columns() for result in results]
     title = f"{results[0].benchmark.title}, {settings.split}"
     table = Table(title=title, title_justify="left")
-    table.add_column(translate("Model {shots}-shot", shots=settings.shots))
+    table.add_column(translate("Model {shots}-shot", shots=settings.shots), overflow="fold")
     for name in columns[0]:
         table.add_column(name, justify="right")
     for name, row in zip(names, columns, strict=True):
@@ -135,7 +135,7 @@ def _overview(groups: dict[str, list[Result]]) -> Table:
             value = f"{100 * result.columns()['Average'].value:.1f}"
             rows.setdefault(name, {})[benchmark] = value
     table = Table(title=translate("Averages"), title_justify="left")
-    table.add_column(translate("model"))
+    table.add_column(translate("model"), overflow="fold")
     for results in groups.values():
         table.add_column(results[0].benchmark.title, justify="right")
     for name, found in rows.items():

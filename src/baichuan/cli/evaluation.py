@@ -264,7 +264,7 @@ def _table(result: Result) -> Table:
     settings, benchmark = result.settings, result.benchmark
     columns = result.columns()
     table = Table(title=f"{benchmark.title}, {settings.split}", title_justify="left")
-    table.add_column(translate("Model {shots}-shot", shots=settings.shots))
+    table.add_column(translate("Model {shots}-shot", shots=settings.shots), overflow="fold")
     for name in columns:
         table.add_column(name, justify="right")
     table.add_row(_name(settings), *(f"{100 * i.value:.1f}" for i in columns.values()))

@@ -99,7 +99,7 @@ def _figures(score: TextScore) -> dict[str, float]:
 
 def _scores(rows: dict[str, TextScore]) -> Table:
     table = Table()
-    table.add_column(translate("model"))
+    table.add_column(translate("model"), overflow="fold")
     for name in (translate("tokens"), translate("perplexity"), translate("bits per byte")):
         table.add_column(name, justify="right")
     for name, score in rows.items():
