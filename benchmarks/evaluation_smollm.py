@@ -9,9 +9,8 @@ workers/one_by_one.py, which keeps in transformers' cache what prompts begin wit
 prompts would take a day; so there are no times. `--only` computes one side, so that several
 processes share the work.
 
-int8 and int4 of the same network follow, with `--limit` on the first questions of each subject
-alone. WORK/float32.json (float32_first.json), int8.json and int4.json are results as `baichuan eval
-compare` takes them.
+int8 and int4 of the same network follow. WORK/float32.json, int8.json and int4.json are results as
+`baichuan eval compare` takes them.
 
 Writes results/evaluation_smollm.json. The other side's scores of all questions, which take a core
 two hours, are results/evaluation_smollm_one_by_one.jsonl.xz: unpacked as WORK/one_by_one.jsonl,
@@ -24,8 +23,6 @@ import argparse
 import json
 import subprocess
 import sys
-from collections import Counter
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,11 +45,10 @@ from baichuan.model.network import BaiChuanForCausalLM
 _WORKER = Path(__file__).parent / "workers" / "one_by_one.py"
 
 
-def measure(folder: str, work: Path, gguf: Path, only: str | None, limit: int | None) -> None:
+def measure(folder: str, work: Path, gguf: Path, only: str | None) -> None:
     """Score MMLU with SmolLM2: transformers' LLaMA, then ours in float32, int8 and int4."""
     scheme = scheme_of("mmlu", "official")
     data = read_data(BENCHMARKS["mmlu"], folder)
-    some = read_data(BENCHMARKS["mmlu"], folder, limit=limit)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     if only in (None, "theirs"):
         maker = PromptMaker(
@@ -61,8 +57,7 @@ def measure(folder: str, work: Path, gguf: Path, only: str | None, limit: int | 
         _one_by_one(data, maker, work, gguf)
     for bits in (None, 8, 4):
         if only in (None, _name(bits)):
-            asked = (data, None) if bits is None else (some, limit)
-            _ours(*asked, scheme, work, gguf, tokenizer, bits)
+            _ours(data, scheme, work, gguf, tokenizer, bits)
     if only is None:
         machine.save("evaluation_smollm", _summary(data, scheme, work, gguf))
 
@@ -88,13 +83,7 @@ def _one_by_one(data: Data, maker: PromptMaker, work: Path, gguf: Path) -> None:
 
 
 def _ours(
-    data: Data,
-    limit: int | None,
-    scheme: Scheme,
-    work: Path,
-    gguf: Path,
-    tokenizer: Any,
-    bits: int | None,
+    data: Data, scheme: Scheme, work: Path, gguf: Path, tokenizer: Any, bits: int | None
 ) -> None:
     """Write a result as `baichuan eval mmlu` does, or go on with it."""
     target = work / f"{_name(bits)}.json"
@@ -111,7 +100,7 @@ def _ours(
         average=scheme.average,
         shots=5,
         subjects=(),
-        limit=limit,
+        limit=None,
         chat=False,
         letter=scheme.letter,
         bos=None,
@@ -134,8 +123,6 @@ def _say(done: int, total: int) -> None:
 
 def _summary(data: Data, scheme: Scheme, work: Path, gguf: Path) -> dict[str, Any]:
     full, *quantized = (read_result(work / f"{_name(bits)}.json") for bits in (None, 8, 4))
-    some = _first(full, replace(quantized[0].settings, bits=None))
-    some.save(work / "float32_first.json")
     lines = (work / "one_by_one.jsonl").read_text("utf-8").splitlines()
     found = iter([scores for _, scores in sorted(map(json.loads, lines))])
     theirs = {subject: list(islice(found, len(rows))) for subject, rows in data.questions.items()}
@@ -146,25 +133,10 @@ def _summary(data: Data, scheme: Scheme, work: Path, gguf: Path) -> dict[str, An
         **compare(data, scheme.average, _scores(full.answers), theirs),
         **_columns(full),
         "quantized": {
-            "questions": len(some.answers),
-            "float32": _columns(some),
-            **{
-                _name(other.settings.bits): {**_columns(other), **_difference(some, other)}
-                for other in quantized
-            },
+            _name(other.settings.bits): {**_columns(other), **_difference(full, other)}
+            for other in quantized
         },
     }
-
-
-def _first(result: Result, settings: Settings) -> Result:
-    """Keep the first questions of each subject, as many as were asked with these settings."""
-    limit = settings.limit
-    kept, counts = [], Counter[str]()
-    for answer in result.answers:
-        counts[answer.subject] += 1
-        if limit is None or counts[answer.subject] <= limit:
-            kept.append(answer)
-    return replace(result, settings=settings, answers=kept)
 
 
 def _columns(result: Result) -> dict[str, dict[str, float]]:
@@ -199,7 +171,6 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for what is done")
     parser.add_argument("--gguf", type=Path, required=True, help="SmolLM2's file")
     parser.add_argument("--only", choices=("theirs", "float32", "int8", "int4"))
-    parser.add_argument("--limit", type=int, help="questions of each subject in int8 and int4")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     measure(**vars(arguments))

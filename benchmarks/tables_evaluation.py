@@ -28,15 +28,12 @@ def evaluation_lm_eval(chinese: bool) -> str:
 def evaluation_smollm(chinese: bool) -> str:
     """MMLU with SmolLM2: float32, int8 and int4, and what another scorer says of float32."""
     f = read("evaluation_smollm")
-    some, *bits = ((name, q) for name, q in f["quantized"].items() if name != "questions")
-    whole = [("float32", f, ("", "", ""))]
-    if f["quantized"]["questions"] < f["questions"]:
-        whole.append((f"float32, {f['quantized']['questions']:,} of them", some[1], ("", "", "")))
-    quantized = [(name, q, _beside(q)) for name, q in bits]
+    rows = [("float32", f, ("", "", ""))]
+    rows += [(name, q, _beside(q)) for name, q in f["quantized"].items()]
     names = list(f["columns"])
     average, same = f"{100 * f['accuracy_one_by_one']:.2f}", f"{f['agreement']:.2%}"
     body = [("transformers, one by one", *[""] * len(names[1:]), average, "", "", same)]
-    for name, q, beside in whole + quantized:
+    for name, q, beside in rows:
         body.append((name, *(f"{100 * q['columns'][column]:.2f}" for column in names), *beside))
     head = (f"MMLU, {f['questions']:,} questions", *names, "difference", "p", "same predictions")
     return table_rows(head, *body) + _judged(f) + hardware(f, chinese)
