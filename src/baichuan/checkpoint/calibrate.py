@@ -44,7 +44,8 @@ def calibration_rows(directory: Path, files: Sequence[Path] = ()) -> Tensor:
         own = resources.files("baichuan.quant").joinpath("calibration.txt").read_text("utf-8")
         texts = own.split("\n%%\n")
     tokenizer = BaichuanTokenizer.from_pretrained(directory)
-    ids = torch.tensor([i for t in texts if t.strip() for i in tokenizer.encode(t + "\n")])
+    lines = [tokenizer.encode(t + "\n", verbose=False) for t in texts if t.strip()]
+    ids = torch.tensor([i for line in lines for i in line])
     if len(ids) < 2:
         raise DataError("The calibration texts are empty; give texts of some thousand words.")
     length = min(LENGTH, len(ids))

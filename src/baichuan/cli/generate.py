@@ -52,7 +52,7 @@ def run_generate(
 
         params = SamplingParams.from_generation_config(model.generation_config, **settings)
         engine = Engine(model, tokenizer.decode, **guesses)
-        steps = engine.generate(tokenizer.encode(prompt), params)
+        steps = engine.generate(tokenizer.encode(prompt, verbose=False), params)
     else:
         from baichuan.chat import Conversation
 

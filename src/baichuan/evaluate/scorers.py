@@ -86,9 +86,10 @@ class Encoder:
         )
 
     def _encode_text(self, text: str) -> array[int]:
+        # Not verbose: prompts too long for the model are counted, too, and then shortened.
         if self._bos is None:
-            return array("i", self._tokenizer.encode(text))
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
+            return array("i", self._tokenizer.encode(text, verbose=False))
+        ids = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return array("i", [self._tokenizer.bos_token_id, *ids] if self._bos else ids)
 
     def count(self, content: Content) -> int:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.conftest import tiny_config
+from transformers.utils import logging
 
 import baichuan
 from baichuan.errors import UsageError
@@ -226,3 +227,18 @@ def test_what_was_counted_is_not_encoded_again(demo, make_data, monkeypatch):
     asked = prompts(make_data("mmlu", ["anatomy"]), "mmlu", "anatomy", count=scorer.count)
     scores(scorer, asked)
     assert sorted(texts) == sorted(prompt.content for prompt in asked)
+
+
+def test_counting_a_prompt_that_is_too_long_warns_of_nothing(caplog):
+    model, tokenizer = baichuan.load()  # the warning comes once for each tokenizer
+    text = "hello " * tokenizer.model_max_length
+    logging.enable_propagation()
+    try:
+        for bos in (None, False):
+            scorer = BaichuanScorer(model, tokenizer, "last", bos=bos)
+            assert scorer.count(text) > tokenizer.model_max_length
+        assert caplog.records == []
+        tokenizer.encode(text)
+        assert "longer than" in caplog.text  # so it would have been seen
+    finally:
+        logging.disable_propagation()
