@@ -35,10 +35,12 @@ def hardware(figures: dict[str, Any], chinese: bool) -> str:
 
 
 def hardware_of_rows(rows: list[dict[str, Any]], chinese: bool) -> str:
-    """Name the machines under a table whose rows are of several."""
+    """Name the machines under a table whose rows may be of several."""
     places: dict[str, list[int]] = {}
     for number, figures in enumerate(rows, 1):
         places.setdefault(_hardware(figures, chinese), []).append(number)
+    if len(places) == 1:
+        return hardware(rows[0], chinese)
     numbered = [(", ".join(map(str, numbers)), where) for where, numbers in places.items()]
     if chinese:
         return "\n" + "".join(f"第 {numbers} 行：{where}。\n" for numbers, where in numbered)
