@@ -58,6 +58,11 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
+def __dir__() -> list[str]:
+    """List the public names too that no one has used yet (completion in IPython and editors)."""
+    return sorted({*globals(), *__all__})
+
+
 @wrapt.when_imported("transformers")
 def _register(_: Any) -> None:
     """Make transformers' Auto classes know Baichuan, now or when transformers is imported."""

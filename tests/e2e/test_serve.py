@@ -353,6 +353,9 @@ def test_a_second_interrupt_does_not_wait(server):
         (["--engine", "other"], "allowed is baichuan"),
         (["--port", "{taken}"], "cannot listen on 127.0.0.1"),
         (["--bits", "5"], "cannot be served: .*5"),
+        (["--api-key", ""], "--api-key is empty"),
+        (["--api-key", "right", "--api-key", "  "], "--api-key is empty"),
+        (["--api-key", "key\n", "--host", "0.0.0.0"], "--api-key is empty"),
     ],
 )
 def test_what_cannot_be_served_is_a_sentence(server, options, sentence):

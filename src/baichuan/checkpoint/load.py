@@ -5,6 +5,7 @@ Chooses dtype and device where the caller does not. Knows no format (weights.py)
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ import torch
 
 from baichuan.errors import UsageError
 from baichuan.hub import local_directory
+from baichuan.language import translate
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaiChuanForCausalLM, BaichuanForCausalLM
 from baichuan.model.pretrained import read_config
@@ -24,6 +26,16 @@ from baichuan.quant.scheme import Scheme
 
 #: The small model that travels with the package.
 DEMO = Path(__file__).parents[1] / "demo"
+
+#: Arguments of other loaders, and what to write here instead.
+_INSTEAD = {
+    "device_map": "device",
+    "load_in_4bit": "bits=4",
+    "load_in_8bit": "bits=8",
+    "quantization_config": "bits",
+    "quantize": "bits",
+    "torch_dtype": "dtype",
+}
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -63,10 +75,11 @@ def load(
     Raises:
         CheckpointError: the files are incomplete, damaged, unsafe, or of another model.
         DownloadError: the model is neither here nor to be had from the hub.
-        UsageError: a dtype or bits that there are not, a device that this machine has not, or
-            `bits` for a checkpoint that is quantized otherwise.
+        UsageError: an unknown argument, a dtype or bits that there are not, a device that this
+            machine has not, or `bits` for a checkpoint that is quantized otherwise.
     """
     register()
+    _check_arguments(name_or_path, hub)
     if bits is not None:
         Scheme.of_bits(bits)  # refused before anything is fetched or read
     device = _device(device)
@@ -116,6 +129,25 @@ def load_draft(
             draft=name_or_path,
         )
     return draft
+
+
+def _check_arguments(name_or_path: object, hub: dict[str, Any]) -> None:
+    """Refuse what is no name of a model, and keyword arguments that would be ignored."""
+    if not isinstance(name_or_path, (str, os.PathLike, type(None))):
+        raise UsageError(
+            "name_or_path is {given!r}; allowed is a checkpoint's directory, a name on the hub, or "
+            "None for the demo model.",
+            given=name_or_path,
+        )
+    parameters = inspect.signature(load).parameters | inspect.signature(local_directory).parameters
+    allowed = [name for name, kind in parameters.items() if kind.kind is kind.KEYWORD_ONLY]
+    for name in hub.keys() - set(allowed):
+        raise UsageError(
+            "load() has no argument {name!r}{hint}. Allowed are {allowed}.",
+            name=name,
+            hint=translate("; write {instead}", instead=_INSTEAD[name]) if name in _INSTEAD else "",
+            allowed=", ".join(allowed),
+        )
 
 
 def _network(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 from baichuan.engine.cache import DecoderModel, SequenceCache
 from baichuan.engine.detokenize import Decode
@@ -27,6 +27,45 @@ class ChatMixin:
     config: BaichuanConfig
     generation_config: Any
 
+    @overload
+    def chat(
+        self,
+        tokenizer: BaichuanTokenizer,
+        messages: Sequence[Message],
+        stream: Literal[False] = False,
+        generation_config: Any = None,
+        cache: SequenceCache | None = None,
+        speculate: bool | None = None,
+        draft: DecoderModel | None = None,
+        **sampling: Any,
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self,
+        tokenizer: BaichuanTokenizer,
+        messages: Sequence[Message],
+        stream: Literal[True],
+        generation_config: Any = None,
+        cache: SequenceCache | None = None,
+        speculate: bool | None = None,
+        draft: DecoderModel | None = None,
+        **sampling: Any,
+    ) -> Iterator[str]: ...
+
+    @overload
+    def chat(
+        self,
+        tokenizer: BaichuanTokenizer,
+        messages: Sequence[Message],
+        stream: bool,
+        generation_config: Any = None,
+        cache: SequenceCache | None = None,
+        speculate: bool | None = None,
+        draft: DecoderModel | None = None,
+        **sampling: Any,
+    ) -> str | Iterator[str]: ...
+
     def chat(
         self,
         tokenizer: BaichuanTokenizer,
@@ -36,6 +75,7 @@ class ChatMixin:
         cache: SequenceCache | None = None,
         speculate: bool | None = None,
         draft: DecoderModel | None = None,
+        **sampling: Any,
     ) -> str | Iterator[str]:
         """Answer the last message.
 
@@ -49,13 +89,24 @@ class ChatMixin:
                 each turn computes its new tokens only.
             speculate, draft: as `Engine` takes them. The draft reads the messages anew at each
                 call; a `Conversation` spares it that.
+            sampling: sampling parameters by their names in `SamplingParams` (`temperature`,
+                `top_p`, `max_tokens`, `seed`, `stop`, ...), used instead of what the configurations
+                say; `max_new_tokens` is understood as `max_tokens`.
 
         Raises:
             PromptError: the messages form no conversation.
             UsageError: a sampling parameter is not allowed, or the draft cannot be used.
         """
+        if "max_new_tokens" in sampling:  # transformers' name
+            sampling["max_tokens"] = sampling.pop("max_new_tokens")
         steps = self.chat_steps(
-            tokenizer, messages, generation_config, cache, speculate=speculate, draft=draft
+            tokenizer,
+            messages,
+            generation_config,
+            cache,
+            speculate=speculate,
+            draft=draft,
+            **sampling,
         )
         growing = _growing_text(tokenizer, steps)
         if stream:

@@ -84,6 +84,9 @@ class ApiOptions:
         origins: web pages that may call, for CORS.
         max_body: bytes of a request.
         timeout: seconds for an answer.
+
+    Raises:
+        UsageError: a key that is empty, so that it protects nothing, or that no header can carry.
     """
 
     names: Sequence[str]
@@ -91,6 +94,13 @@ class ApiOptions:
     origins: Sequence[str] = ()
     max_body: int = 1 << 20
     timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not all(key and key.isprintable() and key == key.strip() for key in self.api_keys):
+            raise UsageError(
+                "--api-key is empty, has spaces around it or control characters in it; perhaps the "
+                "variable that should hold the key is not set. Give a key, or leave the option out."
+            )
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -103,11 +105,6 @@ def test_wrong_places(saved, tmp_path):
         baichuan.load(tmp_path)
 
 
-def test_argument_that_there_is_not(saved):
-    with pytest.raises(TypeError, match="dtpye"):
-        baichuan.load(saved, dtpye="float16")
-
-
 def test_no_tokenizer(saved, tmp_path):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.model").unlink()
@@ -139,3 +136,27 @@ def test_generation_settings_of_the_checkpoint(saved, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     read = baichuan.load(tmp_path)[0].generation_config
     assert {name: getattr(read, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"quantize": 4}, r"load\(\) has no argument 'quantize'; write bits\. Allowed are dtype,"),
+        ({"load_in_8bit": True}, r"no argument 'load_in_8bit'; write bits=8\."),
+        ({"device_map": "auto"}, r"no argument 'device_map'; write device\."),
+        ({"dtpye": "float16"}, r"no argument 'dtpye'\. Allowed are .*, subfolder"),
+        ({"name_or_path": 42}, r"name_or_path is 42; allowed is a checkpoint's directory"),
+        ({"name_or_path": ["a"]}, r"name_or_path is \['a'\]"),
+    ],
+)
+def test_an_argument_that_there_is_not_is_refused(arguments, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        baichuan.load(**arguments)
+
+
+def test_the_public_names_are_listed_before_they_are_imported():
+    code = (
+        "import sys, baichuan; assert {*baichuan.__all__} <= {*dir(baichuan)}; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -176,3 +176,18 @@ def test_a_request_is_what_chat_answers(model, tokenizer):
     engine = baichuan.Engine(model, tokenizer.decode)
     by_request = [step.token for step in engine.generate(prompt, params)]
     assert by_request == tokens(model, tokenizer)[:5]
+
+
+def test_sampling_parameters_are_arguments(model, tokenizer):
+    ids = tokens(model, tokenizer)
+    expected = tokenizer.decode(ids[:3], skip_special_tokens=True)
+    assert model.chat(tokenizer, HELLO, max_tokens=3) == expected
+    assert list(model.chat(tokenizer, HELLO, stream=True, max_new_tokens=3))[-1] == expected
+    hot = {"temperature": 5.0, "seed": 1}
+    sampled = model.chat(tokenizer, HELLO, **hot)
+    assert sampled == model.chat(tokenizer, HELLO, **hot) != model.chat(tokenizer, HELLO)
+    assert model.chat(tokenizer, HELLO, **hot, top_k=1) == model.chat(tokenizer, HELLO)
+    with pytest.raises(UsageError, match=r"called do_sample; there are temperature, top_k"):
+        model.chat(tokenizer, HELLO, do_sample=False)
+    with pytest.raises(UsageError, match="temperature"):
+        model.chat(tokenizer, HELLO, temperature=-1.0)
