@@ -18,7 +18,7 @@ from baichuan.evaluate.score import Paired, paired
 from baichuan.language import translate
 
 #: Settings that belong to a model, and so may differ without a remark.
-_OF_MODELS = ("model", "dtype", "bits", "backend")
+_OF_MODELS = ("model", "dtype", "bits", "backend", "checkpoint", "adapter", "served")
 
 
 def run_compare(paths: Sequence[Path], saved: Path | None, plot: Path | None) -> None:

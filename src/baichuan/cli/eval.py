@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from baichuan.cli.options import Bits, Device, Dtype
+from baichuan.cli.options import Adapter, Bits, Device, Dtype
 from baichuan.language import translate
 
 app = typer.Typer(
@@ -122,6 +122,7 @@ def _benchmark(name: str) -> Callable[..., None]:
             ),
         ] = None,
         plot: _Plot = None,
+        adapter: Adapter = None,
         bits: Bits = None,
         dtype: Dtype = None,
         device: Device = None,
@@ -149,6 +150,7 @@ def _benchmark(name: str) -> Callable[..., None]:
             bits=bits,
             dtype=dtype,
             device=device,
+            adapter=adapter,
         )
         run_benchmark(asked, out, plot)
 
@@ -189,6 +191,7 @@ def perplexity(
     window: _Window = None,
     stride: _Stride = None,
     json: _Json = None,
+    adapter: Adapter = None,
     bits: Bits = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -196,7 +199,7 @@ def perplexity(
     """Run `baichuan eval perplexity`."""
     from baichuan.cli.texts import run_perplexity
 
-    where = {"bits": bits, "dtype": dtype, "device": device}
+    where = {"adapter": adapter, "bits": bits, "dtype": dtype, "device": device}
     run_perplexity(files, model, window, stride, json, where)
 
 
@@ -212,6 +215,12 @@ def kl(
     window: _Window = None,
     stride: _Stride = None,
     json: _Json = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help=translate("Directory of a LoRA adapter of the model."), show_default=False
+        ),
+    ] = None,
     bits: Bits = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -219,5 +228,5 @@ def kl(
     """Run `baichuan eval kl`."""
     from baichuan.cli.texts import run_kl
 
-    where = {"bits": bits, "dtype": dtype, "device": device}
+    where = {"adapter": adapter, "bits": bits, "dtype": dtype, "device": device}
     run_kl(model, original, files, window, stride, json, where)

@@ -22,14 +22,21 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from baichuan.cli.loading import load_model
+from baichuan.cli.loading import digests_of, load_model, model_name
 from baichuan.errors import UsageError
 from baichuan.evaluate.data import Data, read_data
 from baichuan.evaluate.picture import can_draw, draw, require_picture
 from baichuan.evaluate.prompts import PromptMaker, Scheme, scheme_of
 from baichuan.evaluate.published import PUBLISHED
 from baichuan.evaluate.results import Result, Settings, write_json
-from baichuan.evaluate.run import Share, Tell, evaluate, finished
+from baichuan.evaluate.run import (
+    Share,
+    Tell,
+    connected,
+    evaluate,
+    finished,
+    require_same_everywhere,
+)
 from baichuan.evaluate.score import Interval
 from baichuan.evaluate.scorers import BaichuanScorer, Scorer, TransformersScorer
 from baichuan.evaluate.server import ServerScorer
@@ -65,6 +72,7 @@ class Asked:
     bits: int | None = None
     dtype: str | None = None
     device: str | None = None
+    adapter: Path | None = None
 
 
 def run_benchmark(asked: Asked, out: Path | None, plot: Path | None) -> None:
@@ -95,33 +103,46 @@ def run_benchmark(asked: Asked, out: Path | None, plot: Path | None) -> None:
     scorer, facts = _scorer(asked, scheme, share)
     settings = _settings(asked, scheme, data, facts)
     target = out or Path(f"{asked.benchmark}-{data.split}-{_stem(settings)}.json")
-    notes = Console(stderr=True, quiet=share.rank > 0, highlight=False, markup=False)
-    result = finished(target, settings)
-    if result is None:
-        for remark in data.remarks[:_SHOWN]:
-            notes.print(Text(remark, style="dim"))
-        maker = PromptMaker(
-            scheme,
-            data.benchmark.names,
-            shots=asked.shots,
-            chat=asked.chat,
-            max_length=asked.max_length,
-            seed=asked.seed,
-            count=scorer.count,
+    maker = PromptMaker(
+        scheme,
+        data.benchmark.names,
+        shots=asked.shots,
+        chat=asked.chat,
+        max_length=asked.max_length,
+        seed=asked.seed,
+        count=scorer.count,
+    )
+    with connected(share):
+        require_same_everywhere(settings, share)
+        result = finished(target, settings) or _evaluated(
+            settings, data, scorer, maker, target, share
         )
-        try:
-            with _bar(notes) as tell:
-                result = evaluate(settings, data, scorer, maker, target, tell)
-        except KeyboardInterrupt:
-            said = translate(
-                "Stopped. What is scored is kept beside {path}; the same command goes on from "
-                "there.",
-                path=target,
-            )
-            notes.print(Text(said, style="dim"))
-            raise
     if result is not None and share.rank == 0:
         _finish(result, target, plot)
+
+
+def _evaluated(
+    settings: Settings,
+    data: Data,
+    scorer: Scorer,
+    maker: PromptMaker,
+    target: Path,
+    share: Share,
+) -> Result | None:
+    """Evaluate with a bar; say where an interrupted run is kept."""
+    notes = Console(stderr=True, quiet=share.rank > 0, highlight=False, markup=False)
+    for remark in data.remarks[:_SHOWN]:
+        notes.print(Text(remark, style="dim"))
+    try:
+        with _bar(notes) as tell:
+            return evaluate(settings, data, scorer, maker, target, tell)
+    except KeyboardInterrupt:
+        said = translate(
+            "Stopped. What is scored is kept beside {path}; the same command goes on from there.",
+            path=target,
+        )
+        notes.print(Text(said, style="dim"))
+        raise
 
 
 def _check(asked: Asked) -> None:
@@ -132,15 +153,16 @@ def _check(asked: Asked) -> None:
             given=asked.letter,
             allowed=", ".join(_LETTERS),
         )
-    own = (asked.bits, asked.dtype, asked.device, asked.letter, asked.bos)
+    own = (asked.bits, asked.dtype, asked.device, asked.letter, asked.bos, asked.adapter)
     if asked.server is not None and (asked.transformers or any(o is not None for o in own)):
         raise UsageError(
             "A server has a model of its own: leave out --transformers, --bits, --dtype, "
-            "--device, --letter and --bos with --server."
+            "--device, --letter, --bos and --adapter with --server."
         )
-    if asked.transformers and asked.bits is not None:
+    if asked.transformers and (asked.bits is not None or asked.adapter is not None):
         raise UsageError(
-            "--bits is of this package's own networks; leave it out with --transformers."
+            "--bits and --adapter are of this package's own networks; leave them out with "
+            "--transformers (--model takes an adapter's directory there)."
         )
 
 
@@ -148,24 +170,26 @@ def _scorer(asked: Asked, scheme: Scheme, share: Share) -> tuple[Scorer, dict[st
     """Load what scores, and say what it is."""
     if asked.server is not None:
         server = ServerScorer(asked.server, asked.model, asked.api_key)
-        return server, {"model": server.model, "backend": asked.server, "dtype": None, "bits": None}
+        facts = {"model": server.model, "backend": asked.server, "served": server.served}
+        return server, {**facts, "dtype": None, "bits": None}
     bos = scheme.bos if asked.bos is None else asked.bos
     # Answers of Chat models begin with what the tokenizer gives for the letter alone.
     letter: Any = asked.letter or ("last" if asked.chat else scheme.letter)
     device = asked.device or share.device
-    name = asked.model or "demo"
     if asked.transformers:
         model, tokenizer = _load_any(asked.model, asked.dtype, device)
         scorer: Scorer = TransformersScorer(model, tokenizer, letter, bos, asked.batch_tokens)
         backend, bits = "transformers", None
     else:
         where = {"bits": asked.bits, "dtype": asked.dtype, "device": device}
-        model, tokenizer = load_model(asked.model, **where)
+        model, tokenizer = load_model(asked.model, adapter=asked.adapter, **where)
         scorer = BaichuanScorer(model, tokenizer, letter, bos, asked.batch_tokens)
         backend, bits = "baichuan", _bits(model)
     dtype = str(model.dtype).removeprefix("torch.")
-    facts = {"model": name, "backend": backend, "dtype": dtype, "bits": bits}
-    return scorer, {**facts, "letter": letter, "bos": bos}
+    facts = {"model": model_name(asked.model, asked.adapter), "backend": backend, "dtype": dtype}
+    adapter = asked.adapter or (asked.model if asked.transformers else None)
+    digests = digests_of(model, adapter)
+    return scorer, {**facts, **digests, "bits": bits, "letter": letter, "bos": bos}
 
 
 def _load_any(name: str | None, dtype: str | None, device: str | None) -> tuple[Any, Any]:

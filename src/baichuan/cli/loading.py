@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -54,6 +55,45 @@ def load_model(name: str | None, **where: Any) -> tuple[BaichuanForCausalLM, Bai
             markup=False,
         )
     return model, tokenizer
+
+
+def model_name(name: str | None, adapter: Path | None) -> str:
+    """Return what tables and files call a model."""
+    if adapter is None:
+        return name or "demo"
+    from baichuan.checkpoint.load import base_of_adapter
+
+    return f"{name or base_of_adapter(adapter)}+{adapter.resolve().name}"
+
+
+def digests_of(model: Any, adapter: str | Path | None = None) -> dict[str, str | None]:
+    """Compute the digests of a loaded model's files: `checkpoint`, and `adapter` or None.
+
+    Args:
+        model: of this package or of transformers.
+        adapter: directory of its adapter; anything that is none is ignored.
+    """
+    from baichuan.digest import checkpoint_digest
+
+    notes = Console(stderr=True)
+    said = translate("computing the SHA-256 of the checkpoint")
+    with notes.status(said) if sys.stderr.isatty() else nullcontext():
+        directory = _directory_with("config.json", model.name_or_path)
+        added = _directory_with("adapter_config.json", str(adapter)) if adapter else None
+        return {
+            "checkpoint": checkpoint_digest(directory or model.name_or_path),
+            "adapter": checkpoint_digest(added) if added else None,
+        }
+
+
+def _directory_with(file: str, name: str) -> Path | None:
+    """Find a file of a directory, or of a hub name that was loaded before; None without it."""
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        name, file, local_files_only=True, _raise_exceptions_for_missing_entries=False
+    )
+    return Path(found).parent if found else None
 
 
 def _is_slow(model: BaichuanForCausalLM) -> bool:

@@ -12,13 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
-from baichuan.cli.loading import load_model
+from baichuan.cli.loading import digests_of, load_model, model_name
+from baichuan.digest import files_digest
 from baichuan.evaluate.results import write_json
 from baichuan.evaluate.texts import TextScore, distance, perplexity, read_text
 from baichuan.language import translate
-
-#: What the demo model is called.
-_DEMO = "demo"
 
 
 def run_perplexity(
@@ -39,10 +37,11 @@ def run_perplexity(
     sizes = _window(network, window, stride)
     with _bar() as tell:
         score = perplexity(network, _encoded(texts, tokenizer), **sizes, tell=tell)
-    table = _scores({model or _DEMO: score})
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    name = model_name(model, where["adapter"])
+    Console(highlight=False, markup=False, emoji=False).print(_scores({name: score}))
     if saved is not None:
-        write_json(saved, {"model": model or _DEMO, **sizes, **_figures(score)})
+        digests = {**digests_of(network, where["adapter"]), "texts": files_digest(files)}
+        write_json(saved, {"model": name, **sizes, **_figures(score), "digests": digests})
 
 
 def run_kl(
@@ -54,21 +53,29 @@ def run_kl(
     saved: Path | None,
     where: dict[str, Any],
 ) -> None:
-    """Print how far a model is from its original; `bits` in `where` are the model's alone.
+    """Print how far a model is from its original.
+
+    Args:
+        model, original: by directory or hub name.
+        files: texts to compare the predictions on.
+        window, stride: see `baichuan.evaluate.texts.perplexity`; None for the usual ones.
+        saved: JSON file for all figures.
+        where: arguments of `baichuan.load`; `bits` and `adapter` are the model's alone.
 
     Raises:
         BaichuanError: a file or a model cannot be used, or a value is not allowed.
     """
     texts = [read_text(path) for path in files]
     network, tokenizer = load_model(model, **where)
-    other, _ = load_model(original, **{**where, "bits": None})
+    other, _ = load_model(original, **{**where, "bits": None, "adapter": None})
     sizes = _window(other, window, stride)
     with _bar() as tell:
         found = distance(network, other, _encoded(texts, tokenizer), **sizes, tell=tell)
     console = Console(highlight=False, markup=False, emoji=False)
     bits = where.get("bits")
     named = translate("{name} (original)", name=original)
-    names = (f"{model} int{bits}" if bits else model, named)
+    name = model_name(model, where["adapter"])
+    names = (f"{name} int{bits}" if bits else name, named)
     console.print(_scores(dict(zip(names, (found.model, found.original), strict=True))))
     console.print(
         translate(
@@ -80,7 +87,12 @@ def run_kl(
     if saved is not None:
         scores = {"model": _figures(found.model), "original": _figures(found.original)}
         figures = {"kl": found.kl, "same": found.same, "scores": scores}
-        write_json(saved, {"models": list(names), **sizes, **figures})
+        digests = {
+            "model": digests_of(network, where["adapter"]),
+            "original": digests_of(other),
+            "texts": files_digest(files),
+        }
+        write_json(saved, {"models": list(names), **sizes, **figures, "digests": digests})
 
 
 def _window(network: Any, window: int | None, stride: int | None) -> dict[str, int]:

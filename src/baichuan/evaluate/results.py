@@ -7,6 +7,7 @@ the same bytes, however often it was interrupted and however many processes shar
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +44,10 @@ class Settings:
         dtype: of the weights that are not quantized; None for a server.
         bits: of quantized weights, or None.
         data: SHA-256 of the rows.
+        checkpoint: digest of weights, configuration and tokenizer (`baichuan.digest`); None for a
+            server.
+        adapter: the same of an adapter, or None.
+        served: what a server says of its model, without times; None elsewhere.
     """
 
     benchmark: str
@@ -62,6 +67,9 @@ class Settings:
     dtype: str | None
     bits: int | None
     data: str
+    checkpoint: str | None = None
+    adapter: str | None = None
+    served: dict[str, Any] | None = None
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Settings:
@@ -72,10 +80,15 @@ class Settings:
         """Name what differs, with both values."""
         mine, theirs = asdict(self), asdict(other)
         return [
-            f"{name}: {theirs[name]!r} ≠ {mine[name]!r}"
+            f"{name}: {_shown(theirs[name])} ≠ {_shown(mine[name])}"
             for name in mine
             if mine[name] != theirs[name]
         ]
+
+
+def _shown(value: object) -> str:
+    """Shorten a digest to what tells it from another."""
+    return re.sub(r"^'([0-9a-f]{12})[0-9a-f]{52}'$", r"\1…", repr(value))
 
 
 @dataclass(frozen=True)

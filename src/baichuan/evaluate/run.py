@@ -24,6 +24,7 @@ from baichuan.evaluate.data import Data
 from baichuan.evaluate.prompts import Prompt, PromptMaker
 from baichuan.evaluate.results import Answer, Result, Settings, read_result
 from baichuan.evaluate.scorers import Scorer, Scores
+from baichuan.evaluate.server import MISSING
 from baichuan.language import translate
 
 #: Told how many questions are scored, of how many, and how many of them in this run.
@@ -32,6 +33,9 @@ Tell = Callable[[int, int, int], None]
 _JOURNAL = ".partial"
 #: How long one process may wait for the others.
 _PATIENCE = timedelta(days=30)
+#: Known questions that a server is asked again, and how far, in nats, its scores may be from what
+#: they were: on a GPU they depend on the other requests of a batch.
+_ASKED_AGAIN, _TOLERANCE = 8, 0.25
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ def evaluate(
         target: the result's file; its journal lies beside it.
         tell: told of progress.
 
+    Several processes (`Share.of_this_process`) must be `connected`.
+
     Returns:
         The result; None in all processes but the first.
 
@@ -101,7 +107,8 @@ def evaluate(
     }
     with _alone(target, share):
         with closing(Journal(target, settings, share)) as journal:
-            answers = _answered(prompts, scorer, journal, tell)
+            served = settings.served is not None
+            answers = _answered(prompts, scorer, journal, tell, served)
         gathered = _gathered(answers, share)
         if gathered is None:
             return None
@@ -143,10 +150,16 @@ def _unwritable(target: Path, reason: str | None) -> UsageError:
 
 
 def _answered(
-    prompts: dict[str, list[Prompt]], scorer: Scorer, journal: Journal, tell: Tell | None
+    prompts: dict[str, list[Prompt]],
+    scorer: Scorer,
+    journal: Journal,
+    tell: Tell | None,
+    served: bool,
 ) -> dict[str, list[Answer]]:
     """Score what the journal has not, and predict."""
     known = {subject: journal.known.get(subject, {}) for subject in prompts}
+    if served:
+        _require_same_answers(prompts, known, scorer, journal)
     total = sum(map(len, prompts.values()))
     before = done = sum(map(len, known.values()))
     if tell is not None:
@@ -164,18 +177,93 @@ def _answered(
     }
 
 
+def _require_same_answers(
+    prompts: dict[str, list[Prompt]],
+    known: dict[str, Scores],
+    scorer: Scorer,
+    journal: Journal,
+) -> None:
+    """Ask a server some known questions again; nothing else tells which weights it has."""
+    pairs = [(subject, index) for subject, scores in known.items() for index in sorted(scores)]
+    chosen = pairs[:: -(-len(pairs) // _ASKED_AGAIN) or 1]
+    asked = [prompts[subject][index] for subject, index in chosen]
+    for batch in scorer.scores(asked, ()):
+        for place, scores in batch.items():
+            subject, index = chosen[place]
+            if not _alike(scores, known[subject][index]):
+                raise UsageError(
+                    "The server answers otherwise than when {path} was written: question {number} "
+                    "of {subject} scored {before}, now {now}. It seems to serve other weights; "
+                    "name another file with --out, or delete this one.",
+                    path=journal.path,
+                    number=asked[place].question.number,
+                    subject=subject,
+                    before=known[subject][index],
+                    now=scores,
+                )
+
+
+def _alike(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Compare log-probabilities of the letters that were among the most likely tokens twice."""
+    pairs = [pair for pair in zip(first, second, strict=True) if MISSING not in pair]
+    return first == second if not pairs else all(abs(a - b) <= _TOLERANCE for a, b in pairs)
+
+
 def finished(target: Path, settings: Settings) -> Result | None:
     """Give the result if it is there already.
 
     Raises:
-        UsageError: the file is the result of other settings.
+        UsageError: the file is the result of other settings, or of a server: its weights cannot be
+            known, so they may have changed.
         DataError: it is no result at all.
     """
     if not target.exists():
         return None
     result = read_result(target)
     _require_same(target, settings, result.settings)
+    if settings.served is not None:
+        raise UsageError(
+            "{path} holds a finished evaluation of the server at {server}, which may serve other "
+            "weights by now. Show it with `baichuan eval compare {path}`, or evaluate again with "
+            "another --out.",
+            path=target,
+            server=settings.backend,
+        )
     return result
+
+
+@contextmanager
+def connected(share: Share) -> Iterator[None]:
+    """Connect the processes of a shared run for `require_same_everywhere` and `evaluate`."""
+    if share.count == 1:
+        yield
+        return
+    torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def require_same_everywhere(settings: Settings, share: Share) -> None:
+    """Compare the settings of all connected processes, before any of them computes.
+
+    Raises:
+        UsageError: they differ, as where machines hold different weights under one name.
+    """
+    if share.count == 1:
+        return
+    found: list[Any] = [None] * share.count
+    torch.distributed.all_gather_object(found, settings)
+    for rank, other in enumerate(found):
+        differing = other.differing(found[0])
+        if differing:
+            raise UsageError(
+                "Processes 0 and {rank} would evaluate different things ({differing}). All "
+                "processes must load the same checkpoint and the same data.",
+                rank=rank,
+                differing="; ".join(differing),
+            )
 
 
 class Journal:
@@ -183,6 +271,7 @@ class Journal:
 
     Attributes:
         known: subject to index to scores, of all earlier runs, by however many processes.
+        path: of this process's own file.
     """
 
     def __init__(self, target: Path, settings: Settings, share: Share) -> None:
@@ -191,9 +280,9 @@ class Journal:
         for path in self._paths():
             self._read(path, settings)
         number = f".{share.rank}" if share.count > 1 else ""
-        self._path = target.with_name(f"{target.name}{_JOURNAL}{number}")
+        self.path = target.with_name(f"{target.name}{_JOURNAL}{number}")
         try:
-            self._file = self._path.open("ab")
+            self._file = self.path.open("ab")
         except OSError as error:
             raise _unwritable(target, error.strerror) from error
         # Behind a line that was cut off, a new one begins.
@@ -266,18 +355,8 @@ def _gathered(answers: dict[str, list[Answer]], share: Share) -> dict[str, list[
     """Bring all processes' answers to the first, and wait for it; None elsewhere."""
     if share.count == 1:
         return answers
-    with _process_group():
-        found: list[Any] | None = [None] * share.count if share.rank == 0 else None
-        torch.distributed.gather_object(answers, found)
-        if found is None:
-            return None
-        return {subject: rows for part in found for subject, rows in part.items()}
-
-
-@contextmanager
-def _process_group() -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
+    found: list[Any] | None = [None] * share.count if share.rank == 0 else None
+    torch.distributed.gather_object(answers, found)
+    if found is None:
+        return None
+    return {subject: rows for part in found for subject, rows in part.items()}

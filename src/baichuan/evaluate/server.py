@@ -22,6 +22,8 @@ MISSING = -100.0
 #: Tokens to ask for: 20 is the most that OpenAI's API gives, 5 its older completions.
 _LIKELIEST = 20
 _AT_ONCE = 8
+#: What servers state anew at each start or request.
+_VOLATILE = ("created", "permission")
 
 
 class ServerScorer:
@@ -31,6 +33,9 @@ class ServerScorer:
         address: such as `http://127.0.0.1:8000/v1`.
         model: the name that the server knows the model by; None takes its first.
         key: for the server; most need none.
+
+    Attributes:
+        served: what the server says of the model, without times.
     """
 
     def __init__(self, address: str, model: str | None = None, key: str | None = None) -> None:
@@ -44,7 +49,8 @@ class ServerScorer:
         self._client: OpenAI = OpenAI(base_url=address, api_key=key or "none")
         self._address = address
         self.count: Count | None = None
-        self.model = model or self._first_model()
+        self.served = self._description(model)
+        self.model = str(self.served["id"])
 
     def scores(self, prompts: Sequence[Prompt], done: Container[int]) -> Iterator[Scores]:
         """Score; see `scorers.Scorer`. Several requests are under way at once."""
@@ -55,11 +61,16 @@ class ServerScorer:
                 fours = threads.map(self._four, [prompts[index] for index in batch])
                 yield dict(zip(batch, fours, strict=True))
 
-    def _first_model(self) -> str:
-        models = self._asked(lambda: list(self._client.models.list()))
+    def _description(self, model: str | None) -> dict[str, Any]:
+        """Return what the server says of a model; of its first one without a name."""
+        models = [
+            entry.to_dict() for entry in self._asked(lambda: list(self._client.models.list()))
+        ]
         if not models:
             raise UsageError("The server at {address} has no model.", address=self._address)
-        return str(models[0].id)
+        if model is not None:
+            models = [entry for entry in models if entry["id"] == model] or [{"id": model}]
+        return {name: value for name, value in models[0].items() if name not in _VOLATILE}
 
     def _four(self, prompt: Prompt) -> tuple[float, ...]:
         likeliest = self._asked(lambda: self._likeliest(prompt))
