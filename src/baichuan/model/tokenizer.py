@@ -96,12 +96,12 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped 
     def decode_text(self, ids: Sequence[int]) -> str:
         """Decode ids as text that grows: one more id only adds to the text of those before it.
 
-        Special tokens have no text. `decode` puts a space before whatever an added token follows,
-        as published, and so changes text that stood there already.
+        Special tokens have no text, and neither have `unknown_ids`. `decode` puts a space before
+        whatever an added token follows, as published, and so changes text that stood there already.
         """
         parts, start = [], 0
-        special = set(self.all_special_ids)
-        ids = [i for i in ids if i not in special]
+        silent = set(self.all_special_ids).union(self.unknown_ids(max(ids, default=0) + 1))
+        ids = [i for i in ids if i not in silent]
         for position, i in enumerate(ids):
             if i in self._added_tokens_decoder:
                 parts += [self._join(ids[start:position]), self._added_tokens_decoder[i].content]

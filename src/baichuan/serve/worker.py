@@ -25,6 +25,7 @@ from baichuan.engine.steps import Step
 from baichuan.errors import (
     BaichuanError,
     ContextLengthError,
+    NumericalError,
     QueueFullError,
     StoppedError,
     UsageError,
@@ -101,6 +102,8 @@ def failure(error: Exception) -> Failure:
         return Failure("busy", str(error))
     if isinstance(error, StoppedError):
         return Failure("unavailable", str(error))
+    if isinstance(error, NumericalError):
+        return Failure("internal", str(error))
     if isinstance(error, BaichuanError):
         return Failure("invalid", str(error))
     _log.error("a call failed", exc_info=error)

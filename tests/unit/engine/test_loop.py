@@ -9,7 +9,7 @@ from tests.conftest import tiny_config
 import baichuan
 from baichuan.engine.loop import PREFILL_CHUNK, Engine
 from baichuan.engine.sampling import SamplingParams
-from baichuan.errors import UsageError
+from baichuan.errors import NumericalError, UsageError
 from baichuan.model.tokenizer import BaichuanTokenizer
 
 DATA = Path(__file__).parents[2] / "data"
@@ -87,6 +87,29 @@ def test_only_a_new_turn_drops_the_first_space(model, prompt, turns, space, stop
     assert text(run(engine, prompt, params)) == f"{space}one two"
     cut = run(engine, prompt, params.changed(stop=(stop,)))
     assert text(cut) == (space if stop == "one" else "one two" if not space else "")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_end_the_answer_with_a_sentence(
+    model, engine, temperature, value
+):
+    with torch.no_grad():
+        model.lm_head.weight[700] = value
+    params = PLAIN.changed(temperature=temperature, seed=1)
+    with pytest.raises(NumericalError, match=r"logit (nan|inf), which is not finite"):
+        run(engine, prompt_of(5), params)
+    assert engine.running == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+def test_banned_ids_are_never_chosen(model, temperature):
+    free = Engine(model, TOKENIZER.decode)
+    params = PLAIN.changed(temperature=temperature, seed=1, logprobs=3)
+    banned = tokens(run(free, prompt_of(5), params))[:3]
+    steps = run(Engine(model, TOKENIZER.decode, banned_ids=banned), prompt_of(5), params)
+    assert len(steps) == 24
+    assert not set(banned) & {i for s in steps for i in (s.token, *dict(s.logprobs.top))}
 
 
 def test_an_end_token_ends_the_answer_and_is_no_text(engine):
