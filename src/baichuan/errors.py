@@ -8,6 +8,7 @@
     ├── PromptError             messages that make no conversation
     ├── DataError               rows of a data set that are missing or not as they should be
     ├── TrainingError           training that cannot go on: a loss that is no number, a full disk
+    ├── NumericalError          logits that are NaN or infinite: damaged weights, or an overflow
     ├── DownloadError           a model that is neither here nor to be had from the hub
     ├── QueueFullError          more requests at once than the engine was told to keep waiting
     └── StoppedError            a request to an engine that was closed
@@ -59,6 +60,10 @@ class DataError(BaichuanError, ValueError):
 
 class TrainingError(BaichuanError, RuntimeError):
     """Training cannot go on; the last good checkpoint is as it was."""
+
+
+class NumericalError(BaichuanError, ArithmeticError):
+    """A network computed numbers that are not finite; no token can be chosen among them."""
 
 
 class DownloadError(BaichuanError, OSError):

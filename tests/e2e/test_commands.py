@@ -112,6 +112,13 @@ def test_guesses_change_no_answer(inside, raw):
     assert "leave one of them out" in wrong.stderr
 
 
+def test_a_raw_prompt_is_continued_with_the_space_between(inside):
+    arguments = ["generate", "--raw", "-p", "The capital of France is", "--max-tokens", "8"]
+    assert inside(*arguments).stdout == " Paris.\n"
+    assert inside(*arguments, "--stop", " P").stdout == "\n"
+    assert inside("generate", "-p", "What is the capital of France?").stdout[0] == "T"
+
+
 def test_generate_takes_every_sampling_option(checkpoint, inside):
     options = "--temperature 1 --top-p 0.9 --top-k 50 --repetition-penalty 1.2 --seed 3"
     arguments = ["generate", str(checkpoint), "-p", "hello", "--max-tokens", "12"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 
 import httpx
 import openai
@@ -180,6 +181,38 @@ def test_completions_continue_texts_and_ids(client, server, demo):
     ):
         streamed[chunk.choices[0].index] += chunk.choices[0].text
     assert streamed == [text + answer for text, answer in zip(texts, alone, strict=True)]
+
+
+def test_a_continuation_begins_with_its_space(client, server):
+    text = "The capital of France is"
+
+    def complete(prompt=text, **options):
+        answer = client.completions.create(
+            model="baichuan-demo", prompt=prompt, max_tokens=8, **options
+        )
+        return answer.choices[0]
+
+    assert complete().text == " Paris."
+    assert complete(echo=True).text == f"{text} Paris."
+    assert complete(stop=[" P"]).text == ""
+    assert complete(stop=["P"]).text == " "
+    assert complete("法国的首都是").text[0] != " "
+    ids = server.http.post("/tokenize", json={"prompt": text}).json()["tokens"]
+    assert complete(ids).text == " Paris."
+    for choice, start in ((complete(logprobs=1), 0), (complete(logprobs=1, echo=True), len(text))):
+        tokens, offsets = choice.logprobs.tokens, choice.logprobs.text_offset
+        assert offsets[0] == start
+        assert tokens[0] == " P"
+        said = [choice.text[i:j] for i, j in pairwise([*offsets, len(choice.text)])]
+        assert said[:-1] == tokens[:-1]
+    begun = [
+        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "assistant", "content": text},
+    ]
+    assert chat(client, begun).choices[0].message.content == " Paris."
+    assert stream(client, messages=begun)[0] == " Paris."
+    turn = server.http.post("/tokenize", json={"messages": begun[:1]}).json()["tokens"]
+    assert complete(turn).text.startswith("The capital")
 
 
 def test_json_of_a_schema(client):

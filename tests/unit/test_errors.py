@@ -12,6 +12,7 @@ from baichuan.errors import (
     CheckpointError,
     ContextLengthError,
     DownloadError,
+    NumericalError,
     PromptError,
     QueueFullError,
     StoppedError,
@@ -22,7 +23,7 @@ from baichuan.errors import (
 CLASSES = [
     BaichuanError,
     *(UsageError, CheckpointError, TokenizerError, PromptError, DownloadError),
-    *(ContextLengthError, QueueFullError, StoppedError),
+    *(ContextLengthError, NumericalError, QueueFullError, StoppedError),
 ]
 TEMPLATE = "{path} holds no table of settings. Fetch the file again."
 ENGLISH = "a{0}.json holds no table of settings. Fetch the file again."

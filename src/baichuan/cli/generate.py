@@ -47,12 +47,12 @@ def run_generate(
     small = load_draft(draft, tokenizer, where.get("device"))
     guesses: dict[str, Any] = {"speculate": speculate, "draft": small}
     if raw:
-        from baichuan.engine.loop import Engine
         from baichuan.engine.sampling import SamplingParams
 
         params = SamplingParams.from_generation_config(model.generation_config, **settings)
-        engine = Engine(model, tokenizer.decode, **guesses)
-        steps = engine.generate(tokenizer.encode(prompt, verbose=False), params)
+        steps = model.engine(tokenizer, **guesses).generate(
+            tokenizer.encode(prompt, verbose=False), params
+        )
     else:
         from baichuan.chat import Conversation
 

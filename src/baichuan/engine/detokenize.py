@@ -17,39 +17,49 @@ _MOST_UNFINISHED = 3
 
 
 class IncrementalDetokenizer:
-    """Turns the tokens of one answer into pieces of text that join to `decode(all tokens)`.
+    """Turns the tokens of one answer into pieces of text that join to the whole answer.
 
-    Only what follows the last but one complete piece is decoded again at each step, so the cost per
-    token is constant. A U+FFFD that is really in the text waits for the character behind it.
+    The answer's text is what `decode(context + answer)` adds to `decode(context)`. Only what
+    follows the last but one complete piece is decoded again at each step, so the cost per token is
+    constant. A U+FFFD that is really in the text waits for the character behind it.
 
     Args:
         decode: tokens to text. More tokens may only add text, or finish a character that showed as
             U+FFFD until then; the first token may lose a leading space.
+        context: tokens before the answer; without any, the answer's first token is the first.
     """
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, decode: Decode, context: Sequence[int] = ()) -> None:
         self._decode = decode
         # The window that is decoded at each step: a complete piece, whose only use is that the
         # next one is not the first and keeps its space, and from `_fresh` on what came after it.
-        self._window: list[int] = []
-        self._fresh = 0
-        self._given = 0  # characters of the window's text that were given out
+        self._window = list(context)
+        self._fresh = len(self._window)
+        self._shown = decode(self._window) if context else ""  # text of the window, not to come
 
     def push(self, token: int) -> str:
-        """Take one more token and give the text that is now certain (perhaps none)."""
+        """Take one more token and return the text that is now certain (perhaps none)."""
         self._window.append(token)
         text = self._decode(self._window)
         unfinished = min(len(text) - len(text.rstrip(_REPLACEMENT)), _MOST_UNFINISHED)
-        piece = text[self._given : len(text) - unfinished]
-        self._given += len(piece)
+        piece = self._show(text, len(text) - unfinished)
         if piece and not unfinished:
             self._advance(text)
         return piece
 
     def finish(self) -> str:
-        """Give what was held back: the answer is over, so an unfinished character stays broken."""
+        """Return what was held back: the answer is over, an unfinished character stays broken."""
         text = self._decode(self._window)
-        piece, self._given = text[self._given :], len(text)
+        return self._show(text, len(text))
+
+    def _show(self, text: str, certain: int) -> str:
+        """Return the part of `text[:certain]` that is new."""
+        # The answer may finish a character that the context left unfinished.
+        finished = len(self._shown.rstrip(_REPLACEMENT))
+        broken = len(text) - finished - len(text[finished:].lstrip(_REPLACEMENT))
+        piece = text[min(len(self._shown), finished + broken) : certain]
+        if piece:
+            self._shown = text[:certain]
         return piece
 
     def _advance(self, text: str) -> None:
@@ -58,7 +68,7 @@ class IncrementalDetokenizer:
         shown = self._decode(newest)
         # A lone space, or a token without text, would leave its successor the first again.
         if shown and text.endswith(shown):
-            self._window, self._given = newest, len(shown)
+            self._window, self._shown = newest, shown
         self._fresh = len(self._window)
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from baichuan.engine.cache import Chunk, DecoderModel, SequenceCache, blocks_for
@@ -91,6 +92,8 @@ class Engine:
         cache_tokens: int | None = None,
         speculate: bool | None = None,
         draft: DecoderModel | None = None,
+        turn_ids: Collection[int] = (),
+        banned_ids: Sequence[int] = (),
     ) -> None:
         """Take a model to run.
 
@@ -107,6 +110,9 @@ class Engine:
                 between two equally likely tokens, as in any batch.
             draft: a small model of the same vocabulary, which guesses where the text suggests
                 nothing.
+            turn_ids: tokens behind which a new text begins (role markers). An answer behind any
+                other token continues the prompt's text: its first token keeps its leading space.
+            banned_ids: tokens that are never chosen, such as those that `decode` cannot decode.
 
         Raises:
             UsageError: one of the numbers is below 1, or the draft has another vocabulary or may
@@ -117,6 +123,8 @@ class Engine:
                 raise UsageError("{name} is {given}; allowed is 1 or more.", name=name, given=given)
         self._model = model
         self._decode = decode
+        self._turn_ids = frozenset(turn_ids)
+        self._banned_ids = torch.tensor(banned_ids, dtype=torch.long)
         self._prefill_chunk = prefill_chunk
         self._pool = model.new_pool(None if cache_tokens is None else blocks_for(cache_tokens))
         self._prefixes = None if cache_tokens is None else PrefixCache(self._pool)
@@ -170,7 +178,7 @@ class Engine:
             own_cache=cache is None,
             cached=0 if cache is None else cache.reuse(prompt),
             sampler=sampler,
-            detokenizer=IncrementalDetokenizer(self._decode),
+            detokenizer=IncrementalDetokenizer(self._decode, self._text_before(prompt)),
             stops=StopStrings(params.stop),
             guesser=self._speculation.begin(prompt, sampler),
         )
@@ -253,6 +261,11 @@ class Engine:
         finally:
             for number in numbers:
                 self.cancel(number)
+
+    def _text_before(self, prompt: Sequence[int]) -> Sequence[int]:
+        """Return the end of a prompt whose text the answer continues."""
+        turns = (i for i in range(len(prompt), 0, -1) if prompt[i - 1] in self._turn_ids)
+        return prompt[next(turns, 0) :]
 
     def _raise_failure_of(self, *numbers: int) -> None:
         for number in self.failed.keys() & numbers:
@@ -347,6 +360,9 @@ class Engine:
 
     def _choose(self, sequence: _Sequence, logits: Tensor) -> Step:
         """Sample one token, turn it into text and see whether the answer ends with it."""
+        if len(self._banned_ids):
+            self._banned_ids = self._banned_ids.to(logits.device)
+            logits = logits.index_fill(0, self._banned_ids, float("-inf"))
         token, logprobs = sequence.sampler(logits)
         if not sequence.answer and sequence.own_cache and self._prefixes is not None:
             self._prefixes.keep(sequence.cache)  # for those that come while this one is answered

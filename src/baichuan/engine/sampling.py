@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from baichuan.errors import UsageError
+from baichuan.errors import NumericalError, UsageError
 from baichuan.language import phrase, translate
 
 _LEAST_TEMPERATURE = 0.000001
@@ -29,8 +29,8 @@ _MOST_PENALTY = 2.0
 class Constraint(Protocol):
     """What one answer may say, token for token: a grammar, for example.
 
-    One object belongs to one sequence. A method that raises ends every request of its pass, so
-    whoever implements it checks the grammar before.
+    One object belongs to one sequence. A method that raises ends that request with its error; the
+    others of the batch go on.
     """
 
     def allowed(self) -> Tensor:
@@ -239,7 +239,18 @@ class Sampler:
             self._random.manual_seed(params.seed)
 
     def __call__(self, logits: Tensor) -> tuple[int, TokenLogprobs | None]:
-        """Choose the next token from logits, float32 [vocabulary]."""
+        """Choose the next token from logits, float32 [vocabulary].
+
+        Raises:
+            NumericalError: a logit is NaN or the largest is infinite.
+        """
+        if not math.isfinite(largest := float(logits.max())):  # a NaN is the largest
+            raise NumericalError(
+                "The model computed the logit {value}, which is not finite, so there is no next "
+                "token: its weights are damaged, or their values overflow in this dtype. Check the "
+                "checkpoint, or load it with dtype float32.",
+                value=largest,
+            )
         penalized = self._constrained(self._penalized(logits))
         if self.params.temperature == 0:
             token = int(penalized.argmax())

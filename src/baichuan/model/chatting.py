@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from functools import partial
+from itertools import accumulate
 from typing import Any, Literal, cast, overload
 
 from baichuan.engine.cache import DecoderModel, SequenceCache
-from baichuan.engine.detokenize import Decode
 from baichuan.engine.loop import Engine
 from baichuan.engine.sampling import SamplingParams
 from baichuan.engine.steps import Step
@@ -108,13 +107,9 @@ class ChatMixin:
             draft=draft,
             **sampling,
         )
-        growing = _growing_text(tokenizer, steps)
         if stream:
-            return growing
-        text = ""
-        for text in growing:  # noqa: B007  (the last one is the answer)
-            pass
-        return text
+            return accumulate(step.text for step in steps)
+        return "".join(step.text for step in steps)
 
     def chat_steps(
         self,
@@ -129,18 +124,24 @@ class ChatMixin:
     ) -> Iterator[Step]:
         """Give the engine's steps of an answer; `changes` replace single sampling parameters."""
         prompt, params = self.chat_request(tokenizer, messages, generation_config, **changes)
-        engine = self.engine(tokenizer, speculate=speculate, draft=draft)
+        settings = _completed(generation_config, self.generation_config, self.config)
+        engine = self.engine(
+            tokenizer, turn_ids=role_ids(settings), speculate=speculate, draft=draft
+        )
         return engine.generate(prompt, params, cache)
 
     def engine(self, tokenizer: BaichuanTokenizer, **options: Any) -> Engine:
-        """Give an engine for several answers, whose text has no special tokens.
+        """Return an engine for several answers, whose text has no special tokens.
 
         Args:
             tokenizer: the checkpoint's.
-            options: further arguments of `Engine`.
+            options: further arguments of `Engine`, in place of those that the checkpoint gives.
         """
-        decode = partial(tokenizer.decode, skip_special_tokens=True)
-        return Engine(cast(DecoderModel, self), cast(Decode, decode), **options)
+        own = {
+            "turn_ids": role_ids(self.generation_config),
+            "banned_ids": tokenizer.unknown_ids(self.config.vocab_size),
+        }
+        return Engine(cast(DecoderModel, self), tokenizer.decode_text, **{**own, **options})
 
     def chat_request(
         self,
@@ -157,11 +158,12 @@ class ChatMixin:
         if settings.max_new_tokens is None:  # nobody asked: half the context at most
             changes = {"max_tokens": _default_answer(self.config.context_length), **changes}
         params = SamplingParams.from_generation_config(settings, **changes)
+        user, assistant = role_ids(settings)
         prompt = encode_chat(
             tokenizer,
             messages,
-            user_token_id=_role(settings, "user_token_id", 195),
-            assistant_token_id=_role(settings, "assistant_token_id", 196),
+            user_token_id=user,
+            assistant_token_id=assistant,
             max_input=input_room(self.config.context_length, params.max_tokens),
         )
         return prompt, params
@@ -182,14 +184,8 @@ def _default_answer(context_length: int) -> int:
     return max(1, min(SamplingParams().max_tokens, context_length // 2))
 
 
-def _role(settings: Any, name: str, default: int) -> int:
-    given = getattr(settings, name, None)
-    return default if given is None else int(given)
-
-
-def _growing_text(tokenizer: BaichuanTokenizer, steps: Iterator[Step]) -> Iterator[str]:
-    """Yield the answer so far after each token, as the original's streamer did."""
-    ids: list[int] = []
-    for step in steps:
-        ids.append(step.token)
-        yield cast(str, tokenizer.decode(ids, skip_special_tokens=True))
+def role_ids(settings: Any) -> tuple[int, int]:
+    """Return the ids that begin a user's and an assistant's turn, else those of the 13B."""
+    user = getattr(settings, "user_token_id", None)
+    assistant = getattr(settings, "assistant_token_id", None)
+    return 195 if user is None else int(user), 196 if assistant is None else int(assistant)

@@ -93,6 +93,28 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped 
         spelled = {marker: self._spell(marker, markers) for marker in markers}
         return [i for found in ids for i in spelled.get(found, (found,))]
 
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """Decode ids as text that grows: one more id only adds to the text of those before it.
+
+        Special tokens have no text, and neither have `unknown_ids`. `decode` puts a space before
+        whatever an added token follows, as published, and so changes text that stood there already.
+        """
+        parts, start = [], 0
+        silent = set(self.all_special_ids).union(self.unknown_ids(max(ids, default=0) + 1))
+        ids = [i for i in ids if i not in silent]
+        for position, i in enumerate(ids):
+            if i in self._added_tokens_decoder:
+                parts += [self._join(ids[start:position]), self._added_tokens_decoder[i].content]
+                start = position + 1
+        return "".join([*parts, self._join(ids[start:])])
+
+    def unknown_ids(self, size: int) -> list[int]:
+        """Return the ids below `size` that are neither pieces nor added tokens: no text is theirs.
+
+        A network whose vocabulary was resized computes logits for them.
+        """
+        return [i for i in range(self.vocab_size, size) if i not in self._added_tokens_decoder]
+
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
         """Cut text into pieces; `split_special_tokens=True` treats no text as a special token."""
         return list(self.convert_ids_to_tokens(self._ids(text, kwargs)))

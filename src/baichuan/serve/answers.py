@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from codecs import getincrementaldecoder
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
@@ -152,7 +153,7 @@ async def completion(
         CompletionChoice(
             index=index,
             text=echoes[index] + _text(answer),
-            logprobs=_completion_logprobs(answer, len(echoes[index])),
+            logprobs=_completion_logprobs(answer, _Offsets(len(echoes[index]))),
             finish_reason=answer[-1].finish_reason,
         )
         for index, answer in enumerate(await _gathered(pieces, tally))
@@ -165,14 +166,12 @@ async def completion_chunks(
 ) -> AsyncIterator[Completion]:
     """Make the chunks of a completion, one for each piece that says something."""
     ahead = dict(enumerate(echoes))
-    offsets = {index: len(echo) for index, echo in ahead.items()}
+    offsets = {index: _Offsets(len(echo)) for index, echo in ahead.items()}
     async for piece in pieces:
         tally.add(piece)
         index = piece.index
         text = ahead.pop(index, "") + piece.text
         logprobs = _completion_logprobs([piece], offsets[index])
-        if logprobs is not None:
-            offsets[index] += len(logprobs.tokens[0])
         if text or logprobs or piece.finish_reason:
             choice = CompletionChoice(
                 index=index, text=text, logprobs=logprobs, finish_reason=piece.finish_reason
@@ -199,16 +198,29 @@ def _top_logprob(token: bytes, logprob: float) -> TopLogprob:
     return TopLogprob(token=token.decode(errors="replace"), logprob=logprob, bytes=list(token))
 
 
-def _completion_logprobs(answer: Sequence[Piece], start: int) -> CompletionLogprobs | None:
+class _Offsets:
+    """Counts the characters before each token of a text; a part of one is where it begins."""
+
+    def __init__(self, start: int) -> None:
+        self._next = start
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    def of(self, token: bytes) -> int:
+        """Return the offset of the next token."""
+        offset = self._next
+        self._next += len(self._decoder.decode(token))
+        return offset
+
+
+def _completion_logprobs(answer: Sequence[Piece], offsets: _Offsets) -> CompletionLogprobs | None:
     found = _logprobs(answer)
     if not found:
         return None
-    tokens = [_name(one.token) for one in found]
     return CompletionLogprobs(
-        tokens=tokens,
+        tokens=[_name(one.token) for one in found],
         token_logprobs=[one.logprob for one in found],
         top_logprobs=[{_name(token): value for token, value in one.top} for one in found],
-        text_offset=[start + sum(map(len, tokens[:i])) for i in range(len(tokens))],
+        text_offset=[offsets.of(one.token) for one in found],
     )
 
 

@@ -20,13 +20,19 @@ from baichuan.model.tokenizer import BaichuanTokenizer
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-#: White space as Python's `json.dumps` puts it. Free to put any, a model that is not sure how to go
-#: on fills the whole answer with it.
-_WHITE_SPACE: JsonCompileOptions = {
+_OPTIONS: JsonCompileOptions = {
+    # White space as Python's `json.dumps` puts it. Free to put any, a model that is not sure how
+    # to go on fills the whole answer with it.
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
+    # What it cannot enforce becomes a warning, which `_check_warnings` judges.
+    "coerce_one_of": True,
+    "lenient": True,
 }
+#: A `format` is an annotation (JSON Schema 2020-12, validation, 7.2.1); a `oneOf` whose branches
+#: may overlap is enforced as `anyOf`.
+_HARMLESS = ("Unknown format:", "oneOf not fully supported")
 #: What a schema may cost: some 40 ms to read and 15 ms per token by the library's own figures.
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=2_000_000, step_lexer_fuel=200_000, max_grammar_size=100_000
@@ -74,12 +80,13 @@ class JsonGrammars:
             UsageError: the schema is wrong, too complex, or uses what llguidance does not know.
         """
         try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_WHITE_SPACE)
+            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
         except ValueError as error:
             raise _refused(str(error)) from error
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise _refused(matcher.get_error())
+        _check_warnings(matcher.get_grammar_warnings())
         return lambda: _Matcher(matcher.deep_copy(), self._vocabulary, self._tokenizer.eos_token)
 
 
@@ -113,7 +120,7 @@ class _Vocabulary:
 
 
 class _Matcher:
-    """A constraint by a matcher; one that gives up lets the answer end."""
+    """A constraint by a matcher; one that gives up ends the request with an error."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: int, eos: int) -> None:
         self._matcher = matcher
@@ -126,13 +133,30 @@ class _Matcher:
             bias = bytearray(self._matcher.compute_logit_bias())
             known = torch.frombuffer(bias, dtype=torch.uint8)[: self._vocabulary]
             mask[: len(known)] = known > 0
-        if not mask.any():  # complete, or beyond the limits
+        if self._matcher.is_error():
+            raise _gave_up(self._matcher.get_error())
+        if self._matcher.is_stopped():  # the answer is complete
             mask[self._eos] = True
         return mask
 
     def accept(self, token: int) -> None:
         if not self._matcher.is_stopped():
             self._matcher.consume_token(token)
+
+
+def _check_warnings(warnings: Iterable[str]) -> None:
+    """Refuse a schema with keywords that would not be enforced."""
+    for warning in warnings:
+        if not warning.startswith(_HARMLESS):
+            raise _refused(warning)
+
+
+def _gave_up(reason: str) -> UsageError:
+    if reason.startswith("NoExtensionBias"):
+        return UsageError(
+            "No text satisfies the JSON schema; a $ref that never ends, for example. Correct it."
+        )
+    return _refused(reason)
 
 
 def _refused(reason: str) -> UsageError:

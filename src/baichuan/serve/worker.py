@@ -25,12 +25,14 @@ from baichuan.engine.steps import Step
 from baichuan.errors import (
     BaichuanError,
     ContextLengthError,
+    NumericalError,
     QueueFullError,
     StoppedError,
     UsageError,
 )
 from baichuan.language import translate
 from baichuan.model.budget import bytes_per_token, tokens_that_fit
+from baichuan.model.chatting import role_ids
 from baichuan.model.network import BaichuanForCausalLM
 from baichuan.model.prompt import Message, encode_chat
 from baichuan.model.tokenizer import BaichuanTokenizer
@@ -100,6 +102,8 @@ def failure(error: Exception) -> Failure:
         return Failure("busy", str(error))
     if isinstance(error, StoppedError):
         return Failure("unavailable", str(error))
+    if isinstance(error, NumericalError):
+        return Failure("internal", str(error))
     if isinstance(error, BaichuanError):
         return Failure("invalid", str(error))
     _log.error("a call failed", exc_info=error)
@@ -133,6 +137,7 @@ class Worker:
         self._config = model.config
         self.context_length = min(model.config.context_length, cache_tokens)
         self._defaults = model.generation_config
+        self._roles = role_ids(model.generation_config)
         self._tokenizer = tokenizer
         self._token_bytes = token_bytes(tokenizer)
         self._send = send
@@ -235,13 +240,6 @@ class Worker:
                 last=self._config.vocab_size - 1,
             )
         return ids
-
-    @property
-    def _roles(self) -> tuple[int, int]:
-        """The ids that begin a user's and an assistant's turn, else those of the 13B."""
-        user = getattr(self._defaults, "user_token_id", None)
-        assistant = getattr(self._defaults, "assistant_token_id", None)
-        return 195 if user is None else int(user), 196 if assistant is None else int(assistant)
 
     def _params(self, prompt_tokens: int, settings: dict[str, Any]) -> SamplingParams:
         """Give the sampling parameters of an answer, which must fit behind its prompt.

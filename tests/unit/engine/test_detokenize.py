@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from baichuan.engine.detokenize import IncrementalDetokenizer, StopStrings
@@ -26,8 +26,8 @@ def byte_tokens(data):
     return [FIRST_BYTE + byte for byte in data]
 
 
-def pieces(ids, decode=PLAIN.decode):
-    detokenizer = IncrementalDetokenizer(decode)
+def pieces(ids, decode=PLAIN.decode, context=()):
+    detokenizer = IncrementalDetokenizer(decode, context)
     return [*(detokenizer.push(i) for i in ids), detokenizer.finish()]
 
 
@@ -49,6 +49,27 @@ streams = st.lists(st.one_of(ids_of_text, any_bytes, characters, any_tokens), ma
 @example(ids=[1, *PLAIN.encode("a b"), 2, *PLAIN.encode("c")])
 def test_pieces_join_to_the_whole_text(decode, ids):
     assert "".join(pieces(ids, decode)) == decode(ids)
+
+
+@pytest.mark.parametrize("decode", [PLAIN.decode, OURS.decode_text], ids=["plain", "ours"])
+@settings(max_examples=300)
+@given(context=streams, ids=streams)
+@example(context=PLAIN.encode("France is"), ids=PLAIN.encode("Paris"))
+@example(context=byte_tokens("a\ufffd".encode()), ids=byte_tokens(b"b"))
+@example(context=PLAIN.encode("a b "), ids=PLAIN.encode(" "))
+@example(context=[1], ids=PLAIN.encode("a"))
+def test_an_answer_is_what_it_adds_to_its_context(decode, context, ids):
+    before, whole = decode(context), decode([*context, *ids])
+    assume(whole.startswith(before))  # not where the answer finishes a character
+    assert "".join(pieces(ids, decode, context)) == whole[len(before) :]
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_an_answer_may_finish_a_character_of_its_context(cut):
+    character = byte_tokens("好".encode())
+    context = [*PLAIN.encode("a"), *character[:cut]]
+    assert "".join(pieces([*character[cut:], *byte_tokens(b"b")], context=context)) == "好b"
+    assert "".join(pieces(byte_tokens(b"b"), context=context)) == "b"
 
 
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40))

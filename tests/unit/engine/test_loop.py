@@ -9,7 +9,7 @@ from tests.conftest import tiny_config
 import baichuan
 from baichuan.engine.loop import PREFILL_CHUNK, Engine
 from baichuan.engine.sampling import SamplingParams
-from baichuan.errors import UsageError
+from baichuan.errors import NumericalError, UsageError
 from baichuan.model.tokenizer import BaichuanTokenizer
 
 DATA = Path(__file__).parents[2] / "data"
@@ -39,6 +39,22 @@ def run(engine, prompt, params=PLAIN, cache=None):
     return steps
 
 
+def constraint_to(ids):
+    """A constraint that allows these tokens only, one after the other."""
+
+    class Only:
+        def __init__(self):
+            self.left = list(ids)
+
+        def allowed(self):
+            return torch.arange(len(TOKENIZER)) == self.left[0]
+
+        def accept(self, token):
+            self.left.pop(0)
+
+    return Only
+
+
 def tokens(steps):
     return [step.token for step in steps]
 
@@ -48,9 +64,52 @@ def text(steps):
 
 
 def test_texts_join_to_the_decoded_answer(engine):
-    steps = run(engine, prompt_of(5))
-    assert text(steps) == TOKENIZER.decode(tokens(steps))
+    prompt = prompt_of(5)
+    steps = run(engine, prompt)
+    assert TOKENIZER.decode(prompt) + text(steps) == TOKENIZER.decode(prompt + tokens(steps))
     assert (len(steps), steps[-1].finish_reason, engine.running) == (24, "length", 0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "turns", "space"),
+    [
+        (TOKENIZER.encode_text("The capital is"), (), " "),
+        ([195, *TOKENIZER.encode_text("The capital is")], (195, 196), " "),
+        ([*TOKENIZER.encode_text("The capital is"), 196], (195, 196), ""),
+        ([*TOKENIZER.encode_text("The capital is"), 196], (), " "),
+    ],
+)
+@pytest.mark.parametrize("stop", ["one", " one"])
+def test_only_a_new_turn_drops_the_first_space(model, prompt, turns, space, stop):
+    words = TOKENIZER.encode_text("one two")
+    params = PLAIN.changed(max_tokens=len(words), constraint=constraint_to(words))
+    engine = Engine(model, TOKENIZER.decode, turn_ids=turns)
+    assert text(run(engine, prompt, params)) == f"{space}one two"
+    cut = run(engine, prompt, params.changed(stop=(stop,)))
+    assert text(cut) == (space if stop == "one" else "one two" if not space else "")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_end_the_answer_with_a_sentence(
+    model, engine, temperature, value
+):
+    with torch.no_grad():
+        model.lm_head.weight[700] = value
+    params = PLAIN.changed(temperature=temperature, seed=1)
+    with pytest.raises(NumericalError, match=r"logit (nan|inf), which is not finite"):
+        run(engine, prompt_of(5), params)
+    assert engine.running == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+def test_banned_ids_are_never_chosen(model, temperature):
+    free = Engine(model, TOKENIZER.decode)
+    params = PLAIN.changed(temperature=temperature, seed=1, logprobs=3)
+    banned = tokens(run(free, prompt_of(5), params))[:3]
+    steps = run(Engine(model, TOKENIZER.decode, banned_ids=banned), prompt_of(5), params)
+    assert len(steps) == 24
+    assert not set(banned) & {i for s in steps for i in (s.token, *dict(s.logprobs.top))}
 
 
 def test_an_end_token_ends_the_answer_and_is_no_text(engine):

@@ -66,8 +66,26 @@ def test_the_answer_is_that_of_generate(model, tokenizer):
 def test_stream_is_the_growing_answer(model, tokenizer):
     texts = list(model.chat(tokenizer, HELLO, stream=True))
     ids = tokens(model, tokenizer)
-    assert texts == [tokenizer.decode(ids[: i + 1]) for i in range(8)]
+    whole = [tokenizer.decode(ids[: i + 1]) for i in range(8)]
+    assert texts == [*(text.rstrip("\ufffd") for text in whole[:-1]), whole[-1]]
     assert texts[-1] == model.chat(tokenizer, HELLO)
+
+
+def test_a_continued_answer_keeps_its_first_space():
+    model, tokenizer = baichuan.load()
+    question = {"role": "user", "content": "What is the capital of France?"}
+    begun = [question, {"role": "assistant", "content": "The capital of France is"}]
+    assert model.chat(tokenizer, [question]) == "The capital of France is Paris."
+    assert model.chat(tokenizer, begun) == " Paris."
+    assert list(model.chat(tokenizer, begun, stream=True))[-1] == " Paris."
+    stopped = model.chat_steps(tokenizer, begun, stop=(" P",))
+    assert "".join(step.text for step in stopped) == ""
+    # Role markers of a configuration of one's own, too, begin a turn.
+    other = GenerationConfig(user_token_id=300, assistant_token_id=301, max_new_tokens=12)
+    prompt, _ = model.chat_request(tokenizer, [question], other)
+    ids = [step.token for step in model.chat_steps(tokenizer, [question], other)]
+    assert prompt[-1] == 301
+    assert model.chat(tokenizer, [question], generation_config=other) == tokenizer.decode_text(ids)
 
 
 def test_settings_of_the_checkpoint_are_obeyed(model, tokenizer):

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,23 @@ def test_added_tokens_are_taken_whole_only_by_encode() -> None:
     assert tokenizer.decode(tokenizer.encode_text(text)) == text
     assert max(tokenizer.encode_text(text)) < 1000
     assert tokenizer.decode([1001]) == "[工具]"
+
+
+def test_text_grows_by_each_id_around_added_tokens() -> None:
+    tokenizer = BaichuanTokenizer.from_pretrained(SMALL)
+    tokenizer.add_tokens(["[工具]"])
+    ids = [1, *tokenizer.encode("a b", add_special_tokens=False), 1000, 2, 1000]
+    ids += tokenizer.encode("c d", add_special_tokens=False)
+    texts = [tokenizer.decode_text(ids[:end]) for end in range(len(ids) + 1)]
+    assert all(longer.startswith(text) for text, longer in pairwise(texts))
+    assert texts[-1] == "a b[工具][工具]c d"
+
+
+def test_ids_of_a_resized_vocabulary_without_a_piece() -> None:
+    tokenizer = BaichuanTokenizer.from_pretrained(SMALL)
+    tokenizer.add_tokens(["[工具]"])
+    assert tokenizer.unknown_ids(1000) == tokenizer.unknown_ids(1001) == []
+    assert tokenizer.unknown_ids(1004) == [1001, 1002, 1003]
 
 
 # What transformers' users expect

@@ -21,6 +21,10 @@ TOOL = Tool.model_validate({"type": "function", "function": {"name": "f"}})
 HEAD = heading("chatcmpl", "m")
 
 
+def bytes_of(text):
+    return text.encode("utf-8", "surrogateescape")
+
+
 def pieces_of(*texts, index=0, reason="stop"):
     """One piece for each text, each with a logprob whose token is the text."""
     for number, text in enumerate(texts, 1):
@@ -31,7 +35,11 @@ def pieces_of(*texts, index=0, reason="stop"):
             prompt_tokens=7,
             cached_tokens=3,
             completion_tokens=number,
-            logprob=TokenLogprob(text.encode(), -1.0, [(b"\xe4", -2.0), (b"\xe4\xb8", -3.0)]),
+            logprob=TokenLogprob(
+                text.encode("utf-8", "surrogateescape"),
+                -1.0,
+                [(b"\xe4", -2.0), (b"\xe4\xb8", -3.0)],
+            ),
         )
 
 
@@ -118,6 +126,19 @@ def test_completions_with_echo_and_logprobs():
         "bytes:\\xe4": -2.0,
         "bytes:\\xe4\\xb8": -3.0,
     }
+
+
+def test_an_offset_counts_characters_of_the_text_not_of_the_names_of_bytes():
+    parts = [
+        *(bytes([byte]).decode("utf-8", "surrogateescape") for byte in "中".encode()),
+        "a",
+        "b",
+    ]
+    whole = asyncio.run(completion(HEAD, stream(pieces_of(*parts)), Tally(1), [">"]))
+    assert whole.choices[0].logprobs.tokens[0] == "bytes:\\xe4"
+    assert whole.choices[0].logprobs.text_offset == [1, 1, 1, 2, 3]
+    chunks = collect(completion_chunks(HEAD, stream(pieces_of("a", *parts)), Tally(1), [""]))
+    assert [c.choices[0].logprobs.text_offset for c in chunks] == [[0], [1], [1], [1], [2], [3]]
 
 
 @pytest.mark.parametrize("kind", ["chatcmpl", "cmpl"])

@@ -90,6 +90,7 @@ def test_markers_and_ids_without_a_piece_are_never_allowed(grammars, tokenizer):
     [
         *({"type": "objekt"}, {"type": "string", "pattern": "(a"}, {"$ref": "#/nowhere"}),
         *({"not": {}}, {"allOf": [{"type": "string"}, {"type": "null"}]}),
+        {"type": "array", "items": {"format": "color"}, "uniqueItems": True},
     ],
 )
 def test_schemas_that_cannot_be_used_are_refused(grammars, schema):
@@ -97,10 +98,39 @@ def test_schemas_that_cannot_be_used_are_refused(grammars, schema):
         grammars.constraint(schema)().allowed()
 
 
-def test_a_grammar_beyond_the_limits_ends_the_answer(grammars, tokenizer):
-    costly = grammars.constraint({"type": "string", "pattern": "((a{1,999}){1,999}b){1,999}"})()
-    for text in (b'"', *[b"a"] * 40):
-        allowed = costly.allowed()
-        assert allowed.any()
-        token = token_bytes(tokenizer).index(text)
-        costly.accept(token if allowed[token] else 2)
+def texts_by_name(names):
+    return {"type": "object", "properties": {f"p{name}": {"type": "string"} for name in names}}
+
+
+MUTUAL = {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        (texts_by_name(range(550)), "max is 2000"),
+        ({"anyOf": [texts_by_name(range(i, i + 10)) for i in range(60)]}, "max is 2000"),
+        ({"$ref": "#"}, "No text satisfies"),
+        ({"$ref": "#/$defs/a", "$defs": MUTUAL}, "No text satisfies"),
+        ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "Too many"),
+    ],
+    ids=["properties", "branches", "endless", "endless pair", "endless nesting"],
+)
+def test_a_matcher_that_gives_up_is_an_error_and_no_end(grammars, schema, reason):
+    with pytest.raises(UsageError, match=reason):
+        walk(grammars.constraint(schema)(), 0)
+
+
+def test_formats_are_annotations_and_branches_may_overlap(grammars, tokenizer):
+    colour = {"type": "string", "format": "color", "pattern": "^[a-c]{2}$"}
+    both = {"type": "object", "properties": dict.fromkeys("ab", colour)}
+    branches = [{**both, "required": [name], "additionalProperties": False} for name in "ab"]
+    make = grammars.constraint({"oneOf": branches})
+    for seed in (1, 3, 5):
+        text = b"".join(token_bytes(tokenizer)[i] for i in walk(make(), seed)).decode()
+        value = json.loads(text)
+        assert value.keys() & {"a", "b"}
+        assert all(set(value[name]) <= set("abc") for name in value.keys() & {"a", "b"})
+    date = grammars.constraint({"type": "string", "format": "date"})
+    text = b"".join(token_bytes(tokenizer)[i] for i in walk(date(), 0)).decode()
+    assert len(json.loads(text)) == len("2026-01-31"), "a format that is known is enforced"

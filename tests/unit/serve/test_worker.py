@@ -3,6 +3,7 @@
 import queue
 
 import pytest
+import torch
 
 import baichuan
 from baichuan.serve.protocol import Cancel, Count, Counts, Encode, Encoded, Failure, Job, Piece
@@ -92,6 +93,58 @@ def test_answers_follow_a_schema_and_end_with_it(worker, replies):
     texts, last = answers(replies, 0, 1)
     assert texts == ['{"a": [1, "二"]}']
     assert last[0].finish_reason == "stop"
+
+
+@pytest.fixture
+def damaged(sender):
+    """A worker whose network has eight logits more than there are tokens; and its output layer."""
+    model, tokenizer = baichuan.load()
+    model.resize_token_embeddings(len(tokenizer) + 8, mean_resizing=False)
+    with Worker(model, tokenizer, sender, 4, 2, cache_tokens=4096) as worker:
+        yield worker, model.lm_head.weight
+
+
+def test_ids_that_no_token_has_are_not_answered(damaged, replies, demo):
+    worker, weights = damaged
+    with torch.no_grad():
+        weights[-8:] = 100 * weights[:-8].abs().max()
+        weights[-4:] *= -1
+    expected = demo[0].chat(demo[1], QUESTION)
+    prompts = [QUESTION, [5, weights.shape[0] - 1]]
+    for number, temperature in enumerate((0, 0.01)):
+        settings = {"temperature": temperature, "seed": 1, "max_tokens": 40}
+        worker.handle(number, Job(prompts, settings=settings))
+        texts, last = answers(replies, number, 2)
+        assert texts[0] == expected
+        assert last[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_a_fault_of_the_server(damaged, replies, temperature, value):
+    worker, weights = damaged
+    with torch.no_grad():
+        weights[300] = value
+    worker.handle(0, Job([QUESTION], settings={"temperature": temperature}))
+    number, reply = replies.get(timeout=60)
+    assert isinstance(reply, Failure)
+    assert (number, reply.kind) == (0, "internal")
+    assert "not finite" in reply.message
+
+
+def test_a_schema_that_proves_too_complex_fails_its_request_alone(worker, replies):
+    large = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(550)}}
+    worker.handle(0, Job([QUESTION], schema=large))
+    worker.handle(1, Job([QUESTION], schema={"const": "right"}))
+    arrived = {0: [], 1: []}
+    while not (arrived[0] and isinstance(arrived[0][-1], Failure)) or not (
+        arrived[1] and arrived[1][-1].finish_reason
+    ):
+        number, reply = replies.get(timeout=60)
+        arrived[number].append(reply)
+    assert arrived[0][-1].kind == "invalid"
+    assert "JSON schema cannot be used" in arrived[0][-1].message
+    assert "".join(piece.text for piece in arrived[1]) == '"right"'
 
 
 @pytest.mark.parametrize(
