@@ -199,13 +199,13 @@ def _raise_if_any(directory: Path, missing: list[str], extra: list[str], wrong: 
             "describes: {missing} missing; {extra} extra; {wrong} of a wrong shape. Nothing was "
             "loaded; fetch the files again, or the config.json that belongs to them.",
             directory=directory,
-            missing=_counted(missing),
-            extra=_counted(extra),
-            wrong=_counted(wrong),
+            missing=counted(missing),
+            extra=counted(extra),
+            wrong=counted(wrong),
         )
 
 
-def _counted(names: list[str]) -> str:
+def counted(names: list[str]) -> str:
     """Write how many there are, and the first few: `5 (a, b, c, d, ...)`."""
     if not names:
         return "0"
