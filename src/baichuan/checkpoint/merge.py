@@ -75,8 +75,8 @@ def merge_adapter(
         settings = getattr(config, "quantization_config", None)
         if settings is not None:
             swap_modules(network, settings)
+    check_tensors(source, weights.shapes, network)
     headers = {name: header for name, header in weights.headers.items() if "inv_freq" not in name}
-    check_tensors(source, {name: tuple(h.shape) for name, h in headers.items()}, network)
     schemes = {
         name: module.scheme
         for name, module in network.named_modules()

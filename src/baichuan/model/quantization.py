@@ -235,7 +235,7 @@ def to_linear(
                 if device.type == "meta"
                 else module.dequantize(dtype)
             )
-            plain.weight = nn.Parameter(weight, requires_grad=False)
+            plain.weight = nn.Parameter(weight)
             model.set_submodule(name, plain)
 
 

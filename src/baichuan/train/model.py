@@ -112,6 +112,7 @@ def _load(recipe: Recipe, directory: Path) -> Any:
 def _restore_head(network: Any) -> None:
     """Multiply out a quantized head: trl takes the head's weight itself."""
     to_linear(network, network.dtype, lambda name: name == "lm_head")
+    network.lm_head.requires_grad_(False)
 
 
 def _lora(recipe: Recipe, network: nn.Module) -> LoraConfig:
