@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 
+from baichuan.checkpoint.quantize import converted
 from baichuan.checkpoint.rewrite import (
     Change,
     Part,
@@ -25,14 +25,20 @@ from baichuan.checkpoint.rewrite import (
 )
 from baichuan.digest import file_digest
 from baichuan.errors import CheckpointError
-from baichuan.model.adapters import attach_adapter, read_adapter_config
+from baichuan.model.adapters import (
+    attach_adapter,
+    read_adapter_config,
+    read_adapter_weights,
+    state_keys,
+)
 from baichuan.model.network import BaichuanForCausalLM
 from baichuan.model.pretrained import check_tensors, read_config
 from baichuan.model.published_int8 import scale_names
 from baichuan.model.quantization import swap_modules
+from baichuan.quant.linear import QuantizedLinear
+from baichuan.quant.original import OriginalLinear
+from baichuan.quant.scheme import Scheme
 from baichuan.weights import WeightFiles
-
-_PREFIX = "base_model.model."
 
 
 def merge_adapter(
@@ -69,9 +75,15 @@ def merge_adapter(
         settings = getattr(config, "quantization_config", None)
         if settings is not None:
             swap_modules(network, settings)
+    check_tensors(source, weights.shapes, network)
     headers = {name: header for name, header in weights.headers.items() if "inv_freq" not in name}
-    check_tensors(source, {name: tuple(h.shape) for name, h in headers.items()}, network)
-    merging = _Merging(attach_adapter(network, adapter, low_memory=True), adapter)
+    schemes = {
+        name: module.scheme
+        for name, module in network.named_modules()
+        if isinstance(module, (QuantizedLinear, OriginalLinear))
+    }
+    attach_adapter(network, adapter, low_memory=True)
+    merging = _Merging(network, read_adapter_weights(adapter), schemes)
     change = Change(
         _parts(headers, merging),
         merging.convert,
@@ -82,11 +94,18 @@ def merge_adapter(
 
 
 def _parts(headers: Mapping[str, Tensor], merging: _Merging) -> list[Part]:
-    """Read a merged layer's tensors together, and every other tensor by itself."""
+    """Read a changed module's tensors together, and every other tensor by itself."""
     together: dict[str, list[str]] = defaultdict(list)
     for name in headers:
         module = name.rpartition(".")[0]
         together[module if module in merging.changed else name].append(name)
+    left = sorted(merging.changed - together.keys())
+    if left:
+        raise CheckpointError(
+            "The adapter changes {names}, which has no weights of its own in the checkpoint (a "
+            "tied head). Load the model with the adapter instead.",
+            names=", ".join(left),
+        )
     return [
         Part(tuple(names), sum(headers[name].nbytes for name in names))
         for names in together.values()
@@ -100,44 +119,69 @@ class _Merging:
         changed: names of the modules whose weights change.
     """
 
-    def __init__(self, adapted: nn.Module, directory: Path) -> None:
-        """Read the adapter's own weights anew: peft left them on the meta device, too."""
-        self.changed: dict[str, Any] = {}
-        for name, module in adapted.named_modules():
-            if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)):
-                self.changed[name.removeprefix(_PREFIX)] = module
-                for part in module.adapter_layer_names:
-                    getattr(module, part, nn.Module()).to_empty(device="cpu")
-        own = load_peft_weights(str(directory), device="cpu")
-        set_peft_model_state_dict(adapted, own)
+    def __init__(
+        self, network: nn.Module, weights: Mapping[str, Tensor], schemes: Mapping[str, Scheme]
+    ) -> None:
+        """Take a network on the meta device that an adapter is attached to.
+
+        Args:
+            network: of which only the adapter gets its weights here.
+            weights: the adapter's file.
+            schemes: of the modules that are quantized on the disk.
+        """
+        self._schemes = schemes
+        self._layers: dict[str, Any] = {
+            name.removesuffix(".token_adapter"): module
+            for name, module in network.named_modules()
+            if isinstance(module, BaseTunerLayer)
+        }
+        own = state_keys(network)
+        assigned = {key: weights[name].float() for name, key in own.items()}
+        network.load_state_dict(assigned, strict=False, assign=True)
+        # Weights of the network itself: of modules trained whole, and of embeddings beside them.
+        self._replaced = {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in weights.items()
+            if name not in own or ".modules_to_save." in own[name]
+        }
+        modules = {name.rpartition(".")[0] for name in self._replaced}
+        self.changed = self._layers.keys() | modules
 
     @torch.no_grad()
     def convert(self, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Merge one layer's tensors, or give others back as they are."""
+        """Merge one module's tensors, or return others as they are.
+
+        Raises:
+            CheckpointError: a sum is not finite, or peft cannot merge the adapter.
+        """
         module = next(iter(read)).rpartition(".")[0]
         if module not in self.changed:
             return dict(read)
-        layer = self.changed[module]
-        if not isinstance(layer, BaseTunerLayer):  # trained whole
-            ((name, old),) = read.items()
-            return {name: layer.modules_to_save["default"].weight.to(old.dtype).contiguous()}
-        try:
-            return _merged(module, layer, read)
-        except ValueError as error:
-            raise CheckpointError("{name}: {reason}", name=module, reason=error) from error
+        own = {name.rpartition(".")[2]: tensor for name, tensor in read.items()}
+        scheme, replaced = self._schemes.get(module), self._replaced.get(f"{module}.weight")
+        if replaced is not None and scheme is None:
+            own["weight"] = replaced.to(own["weight"].dtype)
+        elif replaced is not None:
+            return converted(f"{module}.weight", replaced, scheme)
+        if module in self._layers:
+            try:
+                own = _merged(self._layers[module], own)
+            except (RuntimeError, ValueError) as error:
+                raise CheckpointError("{name}: {reason}", name=module, reason=error) from error
+        return {f"{module}.{name}": tensor for name, tensor in own.items()}
 
 
-def _merged(module: str, layer: Any, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _merged(layer: Any, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a layer's tensors with the adapter merged in; the base stays without weights."""
     base = layer.get_base_layer()
-    own = {name.rpartition(".")[2]: tensor for name, tensor in read.items()}
-    if isinstance(base, nn.Linear):
+    if "weight" in own:
         base.weight = nn.Parameter(own["weight"].float(), requires_grad=False)
         layer.merge(safe_merge=True)
-        merged = {"weight": base.weight.to(own["weight"].dtype)}
+        merged = {"weight": base.weight.to(own["weight"].dtype).contiguous()}
         base.weight = nn.Parameter(base.weight.to("meta"), requires_grad=False)
     else:
         base.codes, base.scales = own["codes"], own["scales"]
         layer.merge(safe_merge=True)
         merged = {"codes": base.codes, "scales": base.scales}
         base.to("meta")
-    return {f"{module}.{name}": tensor for name, tensor in merged.items()}
+    return merged

@@ -50,7 +50,7 @@ def quantize_checkpoint(
     refuse_quantized(config, weights)
     plan = plan_for(config, plan)
     headers = {name: header for name, header in weights.headers.items() if "inv_freq" not in name}
-    schemes = checked_schemes(config, plan, source, headers)
+    schemes = checked_schemes(config, plan, weights)
     sizes = {name: stored_bytes(header, schemes.get(name)) for name, header in headers.items()}
     config.quantization_config = BaichuanQuantizationConfig.of(plan)
     if ids is not None:
@@ -82,12 +82,12 @@ def _calibrated(
 
 
 def checked_schemes(
-    config: BaichuanConfig, plan: Plan, source: Path, headers: Mapping[str, Tensor]
+    config: BaichuanConfig, plan: Plan, weights: WeightFiles
 ) -> dict[str, Scheme]:
     """Give the scheme of each weight to quantize, having checked that all tensors are there."""
     with torch.device("meta"):
         network: nn.Module = BaichuanForCausalLM(config)
-    check_tensors(source, {name: tuple(h.shape) for name, h in headers.items()}, network)
+    check_tensors(weights.directory, weights.shapes, network)
     return {f"{name}.weight": scheme for name, scheme in linears(network, plan).items()}
 
 

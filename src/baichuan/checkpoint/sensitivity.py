@@ -72,7 +72,7 @@ class Mixer:
         every = self._weights.headers.items()
         self._headers = {name: header for name, header in every if "inv_freq" not in name}
         plan = plan_for(self._config, Plan(SCHEMES[0], {}))
-        quantized = checked_schemes(self._config, plan, source, self._headers)
+        quantized = checked_schemes(self._config, plan, self._weights)
         self._sizes = {
             name: {scheme: stored_bytes(self._headers[name], scheme) for scheme in SCHEMES}
             for name in quantized

@@ -7,23 +7,29 @@ it of quantized ones. Knows no training and no checkpoint of a whole network. Ne
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.functional import delete_adapter
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_adapters_to_merge
-from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from baichuan.errors import CheckpointError, UsageError
+from baichuan.model.pretrained import counted
+from baichuan.model.quantization import is_quantized, to_linear
 from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.original import OriginalLinear
+from baichuan.weights import read_tensors
 
 _CONFIG = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+#: What peft's own model puts before the names of the network.
+PREFIX = "base_model.model."
 
 
 class QuantizedLora(LoraLinear):  # type: ignore[misc]  # untyped base
@@ -110,10 +116,96 @@ def read_adapter_config(directory: Path) -> PeftConfig:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Keep a warning from the user: peft asks transformers by a name that it will give up."""
+    """Hide what peft warns of needlessly: an old name in transformers, and what is checked here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
         yield
+
+
+def read_adapter_weights(directory: Path) -> dict[str, Tensor]:
+    """Read an adapter's weights, memory-mapped, by their names in the network.
+
+    Raises:
+        CheckpointError: no weights, a damaged file, or NaN or infinity in a tensor.
+    """
+    file = next((directory / name for name in _WEIGHTS if (directory / name).is_file()), None)
+    if file is None:
+        raise CheckpointError(
+            "{directory} has the configuration of an adapter but no weights: one of {names} is "
+            "needed. Copy it there, or give another directory.",
+            directory=directory,
+            names=", ".join(_WEIGHTS),
+        )
+    # Some versions of peft wrote the magnitudes of DoRA as those of a module.
+    weights = {
+        name.removeprefix(PREFIX).replace("_magnitude_vector.weight", "_magnitude_vector"): tensor
+        for name, tensor in read_tensors(file)
+    }
+    broken = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise CheckpointError(
+            "{file} holds NaN or infinity: {broken}. Its training diverged, or the file is "
+            "damaged; use an earlier checkpoint.",
+            file=file,
+            broken=counted(broken),
+        )
+    return weights
+
+
+def state_keys(network: Any, name: str = "default") -> dict[str, str]:
+    """Map each name in the file of a network's adapter to its key in the network's state dict."""
+    state = network.state_dict()
+    keys = {id(tensor): key for key, tensor in state.items()}
+    own = get_peft_model_state_dict(
+        network, state_dict=state, adapter_name=name, save_embedding_layers=False
+    )
+    return {file_name: keys[id(tensor)] for file_name, tensor in own.items()}
+
+
+def check_fit(
+    network: Any, directory: Path, weights: Mapping[str, Tensor], name: str = "default"
+) -> None:
+    """Check that an adapter's file holds exactly the weights of the adapter in a network.
+
+    Args:
+        network: the base network, with the adapter's layers in it.
+        directory: of the adapter, for the message.
+        weights: what `read_adapter_weights` returned.
+        name: of the adapter in the network.
+
+    Raises:
+        CheckpointError: names what is missing, unexpected, or of another shape.
+    """
+    state, own = network.state_dict(), state_keys(network, name)
+    # peft also saves an embedding that was resized or has an adapter.
+    keys = {key: key for key in weights if key in state} | own
+    wrong = [
+        f"{name} {list(weights[name].shape)} ≠ {list(state[key].shape)}"
+        for name, key in keys.items()
+        if name in weights and weights[name].shape != state[key].shape
+    ]
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - keys.keys())
+    if missing or extra or wrong:
+        raise CheckpointError(
+            "The adapter in {directory} does not fit the model: {missing} missing; {extra} "
+            "unexpected; {wrong} of another shape. It was trained on {base}; give that model, or "
+            "the adapter's files as they were written.",
+            directory=directory,
+            missing=counted(missing),
+            extra=counted(extra),
+            wrong=counted(wrong),
+            base=network.peft_config[name].base_model_name_or_path,
+        )
+
+
+def remove_adapter(network: Any, name: str) -> None:
+    """Take an adapter out of a network that transformers loaded it into."""
+    kind = network.peft_config.pop(name).peft_type.value.lower()
+    delete_adapter(network, adapter_name=name, prefix=f"{kind}_")
+    if not network.peft_config:
+        del network.peft_config
+        network._hf_peft_config_loaded = False
 
 
 def attach_adapter(
@@ -121,9 +213,11 @@ def attach_adapter(
 ) -> PeftModel:
     """Put an adapter from a directory beside a network's layers, in place.
 
+    A quantized layer that the adapter replaces as a whole becomes an `nn.Linear`.
+
     Args:
         model: BaichuanForCausalLM, quantized or not.
-        directory: with adapter_config.json and adapter_model.safetensors.
+        directory: with adapter_config.json and adapter_model.safetensors (or .bin).
         trainable: whether its weights shall be trained further.
         low_memory: leave a network on the meta device there.
 
@@ -131,37 +225,60 @@ def attach_adapter(
         peft's model around the network.
 
     Raises:
-        CheckpointError: the directory holds no adapter, or one of another network.
+        CheckpointError: the directory holds no adapter, a damaged one, or one of another network.
     """
     config = read_adapter_config(directory)
-    if any(isinstance(module, (QuantizedLinear, OriginalLinear)) for module in model.modules()):
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise CheckpointError(
+            "The adapter in {directory} is of the type {kind}; allowed are adapters that change "
+            "weights, such as LORA.",
+            directory=directory,
+            kind=getattr(config.peft_type, "value", config.peft_type),
+        )
+    weights = read_adapter_weights(directory)
+    if is_quantized(model):
         config = with_quantized(config)
+        replaced = getattr(config, "modules_to_save", None) or ()
+        to_linear(model, model.dtype, lambda name: name.rpartition(".")[2] in replaced)
     try:
         with quiet_peft():
-            return PeftModel.from_pretrained(
+            adapted = PeftModel.from_pretrained(
                 model,
                 str(directory),
                 config=config,
                 is_trainable=trainable,
                 low_cpu_mem_usage=low_memory,
             )
-    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
+    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        if hasattr(model, "peft_config"):
+            check_fit(model, directory, weights)
         raise CheckpointError(
-            "The adapter in {directory} does not fit the model: {reason}. It was trained on "
-            "{base}; give that model.",
+            "The adapter in {directory} cannot be used: {reason}. It was trained on {base}.",
             directory=directory,
-            reason=str(error).strip().splitlines()[-1].strip(),
+            reason=str(error).strip().splitlines()[-1].strip().rstrip("."),
             base=config.base_model_name_or_path,
         ) from error
+    check_fit(model, directory, weights)
+    return adapted
 
 
 def load_for_inference(model: Any, directory: Path) -> Any:
-    """Give the network with an adapter: merged into float weights, beside quantized ones.
+    """Return the network with an adapter: merged into float weights, beside quantized ones.
 
     Merged, it is as fast as without; but rounding a merged weight to 4 or 8 bits again would lose
     part of what was learned.
+
+    Raises:
+        CheckpointError: what `attach_adapter` finds, or an adapter that cannot be merged.
     """
     adapted = attach_adapter(model, directory)
-    if getattr(model, "hf_quantizer", None) is None:
+    if is_quantized(model):
+        return adapted.get_base_model().eval()
+    try:
         return adapted.merge_and_unload()
-    return adapted.get_base_model().eval()
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            "The adapter in {directory} cannot be merged into the weights: {reason}",
+            directory=directory,
+            reason=error,
+        ) from error

@@ -26,6 +26,7 @@ _SIZES = (
 )
 
 #: Vocabulary of Baichuan 2, whose head is normalised: another network under the same `model_type`.
+#: Derivatives added tokens or padding to it.
 _BAICHUAN2_VOCABULARY = 125_696
 
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -91,11 +92,19 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
         # send the next reader back to files that are no longer beside the weights.
         kwargs.pop("auto_map", None)
         kwargs.pop("custom_pipelines", None)
+        if "z_loss_weight" in kwargs:  # saved by the classes of Baichuan 2, whatever the vocabulary
+            raise UsageError(
+                "z_loss_weight is Baichuan 2's, whose output head is normalised; this package runs "
+                "Baichuan-13B and Baichuan-7B (version 1)."
+            )
+        if "rope_scaling" in kwargs:  # the name before transformers 5
+            kwargs["rope_parameters"] = kwargs.pop("rope_scaling")
         super().__post_init__(**kwargs)
         if self.position_embedding is None:
             self.position_embedding = self._published_position_embedding()
         if self.model_max_length is None and self.max_position_embeddings is None:
             self.model_max_length = 4096
+        self._read_rope_parameters()
         self._check_architecture()
 
     @classmethod
@@ -128,6 +137,20 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
         only_7b_name = self.max_position_embeddings is not None and self.model_max_length is None
         return "rope" if only_7b_name and not architectures else "alibi"
 
+    def _read_rope_parameters(self) -> None:
+        """Take the base from transformers' `rope_parameters`; refuse a scaling (rope_scaling)."""
+        given = getattr(self, "rope_parameters", None) or {}
+        if self.position_embedding != "rope" or not given:
+            return
+        kind = given.get("rope_type", given.get("type", "default"))
+        if kind != "default":
+            raise UsageError(
+                "rope_scaling is {kind!r}, which this package does not compute; remove it to run "
+                "the model within the context that it was trained on.",
+                kind=kind,
+            )
+        self.rope_theta = given.get("rope_theta", self.rope_theta)
+
     def _check_architecture(self) -> None:
         """Refuse shapes that no Baichuan-1 network has."""
         for name in _SIZES:
@@ -155,11 +178,11 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
                 hidden_size=self.hidden_size,
                 heads=self.num_attention_heads,
             )
-        if self.vocab_size == _BAICHUAN2_VOCABULARY:
+        if self.vocab_size >= _BAICHUAN2_VOCABULARY:
             raise UsageError(
-                "A vocabulary of {size} is Baichuan 2's, whose output head is normalised; this "
+                "A vocabulary of {size:,} is Baichuan 2's, whose output head is normalised; this "
                 "package runs Baichuan-13B and Baichuan-7B (vocabulary 64,000).",
-                size=_BAICHUAN2_VOCABULARY,
+                size=self.vocab_size,
             )
 
     @property

@@ -12,14 +12,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from baichuan.engine.cache import Batch
 from baichuan.kernels import native
 from baichuan.kernels.ops import Norm, linear_call
 from baichuan.kernels.paged import Angles, attend_call
 from baichuan.model.attention import slopes_on
-from baichuan.quant.linear import QuantizedLinear
+from baichuan.quant.linear import QuantizedLinear, is_hooked
 
 
 def applies(layers: Iterable[Any], x: Tensor, batch: object) -> bool:
@@ -116,10 +116,6 @@ def _plain(layer: Any) -> bool:
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
     return (
         all(type(linear) is QuantizedLinear for linear in linears)
+        and not any(is_hooked(module) for module in (layer, attention, mlp, *linears, *norms))
         and mlp.gate_proj.matrix.matches(mlp.up_proj.matrix)
-        and not any(_is_hooked(module) for module in (layer, attention, mlp, *linears, *norms))
     )
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

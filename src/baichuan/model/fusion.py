@@ -1,7 +1,9 @@
 """A linear layer together with the norm before it and the sum behind it.
 
 Quantized layers compute all of it in one pass over their weights; any other layer (plain, or
-wrapped by an adapter) is computed step by step. So network.py is written once and knows no bits.
+wrapped by an adapter) is computed step by step, and so is one with hooks: accelerate's offloading
+brings a module's weights to its device only while that module itself is called. So network.py is
+written once and knows no bits.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Protocol, cast
 from torch import Tensor, nn
 
 from baichuan.kernels import gradients, ops
-from baichuan.quant.linear import QuantizedLinear
+from baichuan.quant.linear import QuantizedLinear, is_hooked
 
 
 class RMSNorm(Protocol):
@@ -25,29 +27,38 @@ class RMSNorm(Protocol):
         ...
 
 
+def normalized(norm: nn.Module, linear: nn.Module, x: Tensor) -> tuple[Tensor, ops.Norm | None]:
+    """Apply a norm, or leave it to the linear layer behind it.
+
+    Returns:
+        norm(x) and None; or x and what `project` and `gated` are to compute.
+    """
+    if isinstance(linear, QuantizedLinear) and not is_hooked(norm):
+        rms_norm = cast(RMSNorm, norm)
+        return x, ops.Norm(rms_norm.weight, rms_norm.eps)
+    return cast(Tensor, norm(x)), None
+
+
 def project(
-    linear: nn.Module, x: Tensor, *, norm: RMSNorm | None = None, residual: Tensor | None = None
+    linear: nn.Module, x: Tensor, *, norm: ops.Norm | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    """Give residual + linear(norm(x)), for x [..., columns]."""
+    """Return residual + linear(norm(x)), for x [..., columns]; a norm is for quantized layers."""
     if isinstance(linear, QuantizedLinear):
-        return cast(Tensor, linear(x, norm=_weight(norm), residual=residual))
-    y = linear(x if norm is None else norm(x))
+        return cast(Tensor, linear(x, norm=norm, residual=residual))
+    y = linear(x)
     return cast(Tensor, y if residual is None else residual + y)
 
 
-def gated(gate: nn.Module, up: nn.Module, x: Tensor, *, norm: RMSNorm) -> Tensor:
-    """Give silu(gate(norm(x))) * up(norm(x)), for x [..., columns]."""
-    if _alike(gate, up):
-        return cast(Tensor, gate(x, norm=_weight(norm), up=up))
-    x = norm(x)
-    return gradients.gate(gate(x), up(x))
+def gated(gate: nn.Module, up: nn.Module, x: Tensor, *, norm: ops.Norm | None) -> Tensor:
+    """Return silu(gate(norm(x))) * up(norm(x)), for x [..., columns]."""
+    if _fit_together(gate, up):
+        return cast(Tensor, gate(x, norm=norm, up=up))
+    return gradients.gate(project(gate, x, norm=norm), project(up, x, norm=norm))
 
 
-def _alike(gate: nn.Module, up: nn.Module) -> bool:
+def _fit_together(gate: nn.Module, up: nn.Module) -> bool:
     if not (isinstance(gate, QuantizedLinear) and isinstance(up, QuantizedLinear)):
         return False
+    if is_hooked(gate) or is_hooked(up):
+        return False
     return gate.scheme.columns_per_group == up.scheme.columns_per_group
-
-
-def _weight(norm: RMSNorm | None) -> ops.Norm | None:
-    return None if norm is None else ops.Norm(norm.weight, norm.eps)

@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from baichuan.engine.cache import Batch, SequenceCache
 from baichuan.kernels.gradients import rms_norm
+from baichuan.kernels.ops import Norm
 from baichuan.kernels.paged import attend_newest
 from baichuan.model.attention import (
     attend,
@@ -24,7 +25,7 @@ from baichuan.model.attention import (
     slopes_on,
 )
 from baichuan.model.configuration import BaichuanConfig
-from baichuan.model.fusion import gated, project
+from baichuan.model.fusion import gated, normalized, project
 from baichuan.model.rotary import rotate
 from baichuan.model.segments import Segments, attend_segments
 
@@ -59,10 +60,10 @@ class BaichuanMLP(nn.Module):
         self.up_proj = nn.Linear(hidden, inner, bias=False)
         self.down_proj = nn.Linear(inner, hidden, bias=False)
 
-    def forward(self, x: Tensor, norm: BaichuanRMSNorm) -> Tensor:
-        """Give x plus the block's output for norm(x); x is [..., hidden]."""
+    def forward(self, x: Tensor, residual: Tensor, norm: Norm | None = None) -> Tensor:
+        """Return residual plus the block's output for norm(x); x is [..., hidden]."""
         inner = gated(self.gate_proj, self.up_proj, x, norm=norm)
-        return project(self.down_proj, inner, residual=x)
+        return project(self.down_proj, inner, residual=residual)
 
 
 class BaichuanAttention(nn.Module):
@@ -79,13 +80,16 @@ class BaichuanAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        norm: BaichuanRMSNorm,
+        residual: Tensor,
+        norm: Norm | None,
         mask: Tensor | Segments | None,
         rotary: Rotary,
         cache: Cache | Batch | None,
         wanted: list[int] | None = None,
     ) -> Tensor:
-        """Give x plus attention from norm(x) to itself and to the cache; x [batch, n, hidden].
+        """Return residual plus attention from norm(x) to itself and to the cache.
+
+        x and residual are [batch, positions, hidden].
 
         Of a `Batch`, `wanted` names the rows to give; the others' keys and values are kept alone.
         """
@@ -96,11 +100,11 @@ class BaichuanAttention(nn.Module):
         if isinstance(cache, Batch):
             out = self._attend_chunks(query, key, value, rotary, cache, wanted is not None)
             if wanted is not None:
-                x, out = x[:, wanted], out[:, :, wanted]
+                residual, out = residual[:, wanted], out[:, :, wanted]
         else:
             out = self._attend_padded(query, key, value, mask, rotary, cache)
-        joined = out.transpose(1, 2).reshape(*x.shape)
-        return project(self.o_proj, joined, residual=x)
+        joined = out.transpose(1, 2).reshape(*residual.shape)
+        return project(self.o_proj, joined, residual=residual)
 
     def _attend_padded(
         self,
@@ -228,5 +232,8 @@ class BaichuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         wanted: list[int] | None = None,
     ) -> Tensor:
         """Map x [batch, positions, hidden] to the same shape, or to the rows `wanted` alone."""
-        x = self.self_attn(x, self.input_layernorm, mask, rotary, cache, wanted)
-        return cast(Tensor, self.mlp(x, self.post_attention_layernorm))
+        attention, mlp = self.self_attn, self.mlp
+        normed, norm = normalized(self.input_layernorm, attention.W_pack, x)
+        x = attention(normed, x, norm, mask, rotary, cache, wanted)
+        normed, norm = normalized(self.post_attention_layernorm, mlp.gate_proj, x)
+        return cast(Tensor, mlp(normed, x, norm))

@@ -277,9 +277,10 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         if self.training:  # gradient checkpointing would drop the cache, LoRA would drop weights
             return self._in_evaluation(chunks)
         batch = Batch(chunks)
-        device = self.model.embed_tokens.weight.device
         flat = [token for chunk in chunks for token in chunk.tokens]
-        ids = torch.tensor([flat], dtype=torch.long, device=device)
+        ids = torch.tensor([flat], dtype=torch.long)
+        if self.device.type != "meta":  # offloaded; accelerate moves what a module is given
+            ids = ids.to(self.device)
         hidden = self.model(input_ids=ids, cache=batch, use_cache=True).last_hidden_state
         batch.commit()
         if not batch.wanted:

@@ -166,8 +166,17 @@ def check_tensors(directory: Path, held: Mapping[str, tuple[int, ...]], network:
         network: a network as it would be loaded; may be on the meta device.
 
     Raises:
-        CheckpointError: names the first few that are missing, extra, or of another shape.
+        CheckpointError: names the first few that are missing, extra, or of another shape; or the
+            files are a 7B's and the network is not.
     """
+    if network.config.position_embedding == "alibi" and any(n.endswith(_INV_FREQ) for n in held):
+        raise CheckpointError(
+            "The weights in {directory} hold rotary frequencies ({name}), so they are a 7B with "
+            "RoPE, but its config.json describes a network with ALiBi. If it is a 7B, write "
+            '"position_embedding": "rope" into config.json.',
+            directory=directory,
+            name=_INV_FREQ,
+        )
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for name in (network._tied_weights_keys or ()) if network.config.tie_word_embeddings else ():
         if name not in held:  # it is the embedding
@@ -199,13 +208,13 @@ def _raise_if_any(directory: Path, missing: list[str], extra: list[str], wrong: 
             "describes: {missing} missing; {extra} extra; {wrong} of a wrong shape. Nothing was "
             "loaded; fetch the files again, or the config.json that belongs to them.",
             directory=directory,
-            missing=_counted(missing),
-            extra=_counted(extra),
-            wrong=_counted(wrong),
+            missing=counted(missing),
+            extra=counted(extra),
+            wrong=counted(wrong),
         )
 
 
-def _counted(names: list[str]) -> str:
+def counted(names: list[str]) -> str:
     """Write how many there are, and the first few: `5 (a, b, c, d, ...)`."""
     if not names:
         return "0"

@@ -96,11 +96,7 @@ class BaichuanQuantizer(HfQuantizer):  # type: ignore[misc]  # untyped base
         return True
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-        for name, module in list(model.named_modules()):
-            if isinstance(module, (QuantizedLinear, OriginalLinear)):
-                plain = nn.Linear(module.in_features, module.out_features, False, device="meta")
-                plain.weight = nn.Parameter(module.dequantize(dtype or torch.float32))
-                model.set_submodule(name, plain)
+        to_linear(model, dtype or torch.float32)
         return model
 
 
@@ -161,20 +157,44 @@ class QuantizeMixin:
         need_peft()
         from baichuan.model.adapters import with_quantized
 
-        return super().add_adapter(with_quantized(adapter_config), *given, **named)  # type: ignore[misc]  # PreTrainedModel's
+        assert isinstance(self, nn.Module)
+        if is_quantized(self):
+            adapter_config = with_quantized(adapter_config)
+        return super().add_adapter(adapter_config, *given, **named)  # type: ignore[misc]  # PreTrainedModel's
 
-    def load_adapter(self, peft_model_id: str | None = None, *given: Any, **named: Any) -> Any:
+    def load_adapter(
+        self, peft_model_id: str | None = None, adapter_name: str | None = None, **named: Any
+    ) -> Any:
         """Load an adapter as transformers does; raises what `add_adapter` does.
 
-        A directory without adapter_config.json is a CheckpointError.
+        Raises:
+            CheckpointError: a directory without an adapter, or with one that does not fit; the
+                network is as it was then.
         """
         need_peft()
-        if peft_model_id is not None and Path(peft_model_id).is_dir() and len(given) < 2:
-            from baichuan.model.adapters import read_adapter_config, with_quantized
+        name = adapter_name or "default"
+        known = name in getattr(self, "peft_config", {})  # then its weights are exchanged
+        if known or peft_model_id is None or not Path(peft_model_id).is_dir():
+            return super().load_adapter(peft_model_id, adapter_name, **named)  # type: ignore[misc]
+        from baichuan.model import adapters
 
-            if named.get("peft_config") is None:
-                named["peft_config"] = with_quantized(read_adapter_config(Path(peft_model_id)))
-        return super().load_adapter(peft_model_id, *given, **named)  # type: ignore[misc]
+        assert isinstance(self, nn.Module)
+        directory = Path(peft_model_id)
+        config = named.pop("peft_config", None) or adapters.read_adapter_config(directory)
+        weights = adapters.read_adapter_weights(directory)
+        if is_quantized(self):
+            config = adapters.with_quantized(config)
+        try:
+            try:
+                return super().load_adapter(  # type: ignore[misc]
+                    None, name, config, adapter_state_dict=weights, **named
+                )
+            finally:
+                if name in getattr(self, "peft_config", {}):
+                    adapters.check_fit(self, directory, weights, name)
+        except CheckpointError:
+            adapters.remove_adapter(self, name)
+            raise
 
     def half(self, *_: Any) -> Any:
         """Cast what is not quantized to float16; transformers refuses it for quantized models."""
@@ -191,6 +211,34 @@ def need_peft() -> None:
         raise UsageError(
             "Adapters (LoRA) need the package peft, which is not installed: pip install peft"
         )
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Say whether a network has quantized layers."""
+    return any(isinstance(module, (QuantizedLinear, OriginalLinear)) for module in model.modules())
+
+
+def to_linear(
+    model: nn.Module, dtype: torch.dtype, wanted: Callable[[str], bool] = lambda name: True
+) -> None:
+    """Replace quantized layers by `nn.Linear` with the weights that their codes stand for.
+
+    Args:
+        model: changed in place; on the meta device it stays there.
+        dtype: of the weights.
+        wanted: says by its name whether a layer is replaced.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, (QuantizedLinear, OriginalLinear)) and wanted(name):
+            shape, device = (module.out_features, module.in_features), module.qweight.device
+            plain = nn.Linear(module.in_features, module.out_features, False, device="meta")
+            weight = (
+                torch.empty(shape, dtype=dtype, device=device)
+                if device.type == "meta"
+                else module.dequantize(dtype)
+            )
+            plain.weight = nn.Parameter(weight)
+            model.set_submodule(name, plain)
 
 
 def plan_for(config: Any, plan: Plan) -> Plan:

@@ -14,6 +14,14 @@ from baichuan.quant.rounding import round_weight
 from baichuan.quant.scheme import Scheme
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Say whether something wants to see each call of a module (accelerate's offloading, a user).
+
+    Offloaded, its weights are on its device only while it is called.
+    """
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 class QuantizedLinear(nn.Module):
     """y = x W^T with W in `scheme`; a place for `nn.Linear` without bias, in inference.
 
@@ -72,7 +80,9 @@ class QuantizedLinear(nn.Module):
         if kept is None or kept.codes is not codes or kept.scales is not scales:
             size = self.scheme.columns_per_group
             bits, rows, columns = self.scheme.bits, self.out_features, self.in_features
-            kept = self._matrix = PackedMatrix(codes, scales, bits, size, rows, columns)
+            kept = PackedMatrix(codes, scales, bits, size, rows, columns)
+            # Offloaded codes must not be held beyond the call that they were brought for.
+            self._matrix = None if is_hooked(self) else kept
         return kept
 
     @property

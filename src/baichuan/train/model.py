@@ -22,6 +22,7 @@ from baichuan.errors import UsageError
 from baichuan.language import translate
 from baichuan.model.adapters import attach_adapter, quiet_peft, with_quantized
 from baichuan.model.pretrained import read_config
+from baichuan.model.quantization import to_linear
 from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.original import OriginalLinear
 
@@ -110,11 +111,8 @@ def _load(recipe: Recipe, directory: Path) -> Any:
 
 def _restore_head(network: Any) -> None:
     """Multiply out a quantized head: trl takes the head's weight itself."""
-    head = network.lm_head
-    if not isinstance(head, nn.Linear):
-        plain = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
-        plain.weight = nn.Parameter(head.dequantize(network.dtype), requires_grad=False)
-        network.lm_head = plain
+    to_linear(network, network.dtype, lambda name: name == "lm_head")
+    network.lm_head.requires_grad_(False)
 
 
 def _lora(recipe: Recipe, network: nn.Module) -> LoraConfig:

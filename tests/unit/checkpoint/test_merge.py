@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_config
 
 import baichuan
@@ -14,6 +14,7 @@ from baichuan.checkpoint.load import load
 from baichuan.checkpoint.merge import merge_adapter
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.model.adapters import attach_adapter, with_quantized
+from baichuan.quant.linear import QuantizedLinear
 
 TARGETS = ["W_pack", "o_proj", "down_proj"]
 IDS = torch.arange(5, 25)[None]
@@ -54,9 +55,16 @@ def adapter_for(source, tmp_path, **changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"use_rslora": True, "lora_alpha": 3}, {"modules_to_save": ["embed_tokens"]}],
-    ids=["plain", "rslora", "whole"],
+    [
+        {},
+        {"use_rslora": True, "lora_alpha": 3, "rank_pattern": {"layers.1.mlp.down_proj": 7}},
+        {"modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["W_pack", "embed_tokens"]},
+        {"trainable_token_indices": [5, 9]},
+    ],
+    ids=["plain", "rslora", "whole", "embedding", "tokens"],
 )
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")
 def test_the_result_is_that_of_merging_in_memory(source, tmp_path, monkeypatch, changes):
     monkeypatch.setattr(rewrite, "_SHARD_BYTES", 30_000)
     adapter = adapter_for(source, tmp_path, **changes)
@@ -120,13 +128,46 @@ def test_what_cannot_be_merged_is_said(source, tmp_path):
         merge_adapter(source, adapter, source)
     with pytest.raises(CheckpointError, match="holds no adapter"):
         merge_adapter(source, source, tmp_path / "target")
-    weights = load_file(adapter / "adapter_model.safetensors")
-    spoilt = {name: tensor.fill_(torch.inf) for name, tensor in weights.items()}
-    from safetensors.torch import save_file
-
-    save_file(spoilt, adapter / "adapter_model.safetensors")
+    file = adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: tensor.fill_(1e30) for name, tensor in weights.items()}, file)
     with pytest.raises(CheckpointError, match=r"layers\.\d.*NaNs? detected|not finite"):
         merge_adapter(source, adapter, tmp_path / "target")
+    first, *others = weights
+    save_file({name: weights[name] for name in others}, file)
+    with pytest.raises(CheckpointError, match=r"does not fit the model: 1 \(model\.layers\.0"):
+        merge_adapter(source, adapter, tmp_path / "target")
+    weights[first][0, 0] = torch.nan
+    save_file(weights, file)
+    with pytest.raises(CheckpointError, match=r"holds NaN or infinity: 1 \(model\.layers\.0"):
+        merge_adapter(source, adapter, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("bits", [None, 8], indirect=True)
+def test_a_head_trained_whole_is_stored_as_the_old_one_was(bits, source, tmp_path):
+    floats = tmp_path / "floats"
+    loaded(source).float().dequantize().save_pretrained(floats) if bits else None
+    adapter = adapter_for(floats if bits else source, tmp_path, modules_to_save=["lm_head"])
+    whole = load_file(adapter / "adapter_model.safetensors")["base_model.model.lm_head.weight"]
+    merge_adapter(source, adapter, tmp_path / "target")
+    head = loaded(tmp_path / "target").lm_head
+    if bits is None:
+        assert torch.equal(head.weight, whole.to(torch.bfloat16))
+    else:
+        wanted = QuantizedLinear.from_weight(whole, head.scheme)
+        assert torch.equal(head.codes, wanted.codes)
+        assert torch.equal(head.scales, wanted.scales)
+
+
+@pytest.mark.parametrize("bits", [None], indirect=True)
+@pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|save_embedding_layers)")
+def test_a_tied_head_has_no_weights_to_merge_into(source, tmp_path):
+    model = baichuan.BaichuanForCausalLM(tiny_config(tie_word_embeddings=True))
+    model.save_pretrained(tmp_path / "tied")
+    adapter = adapter_for(tmp_path / "tied", tmp_path, target_modules=["W_pack", "lm_head"])
+    with pytest.raises(CheckpointError, match="changes lm_head, which has no weights of its own"):
+        merge_adapter(tmp_path / "tied", adapter, tmp_path / "target")
 
 
 @pytest.mark.parametrize("bits", [None], indirect=True)

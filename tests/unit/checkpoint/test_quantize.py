@@ -17,7 +17,9 @@ from tests.conftest import tiny_config
 
 import baichuan
 from baichuan.checkpoint import rewrite
+from baichuan.checkpoint.gguf.to_gguf import gguf_from_checkpoint
 from baichuan.checkpoint.quantize import quantize_checkpoint
+from baichuan.checkpoint.sensitivity import Mixer
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.quant.plan import Plan
 from baichuan.quant.scheme import Scheme
@@ -102,6 +104,25 @@ def test_published_pickles_are_a_source_too(tmp_path, target, legacy, small_shar
     quantize_checkpoint(tmp_path, target, INT4)
     model.quantize(4, 32).save_pretrained(tmp_path / "memory")
     assert_same_tensors(target, tmp_path / "memory")
+
+
+def test_a_7b_that_is_described_as_a_13b_is_refused_everywhere(tmp_path, target):
+    state = network("rope").state_dict()
+    state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    config = tiny_config(vocab_size=1000, architectures=["BaichuanForCausalLM"])
+    config.save_pretrained(tmp_path)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    for use in (
+        lambda: quantize_checkpoint(tmp_path, target, INT4),
+        lambda: gguf_from_checkpoint(tmp_path, tmp_path / "x.gguf", tokenizer=False),
+        lambda: baichuan.BaichuanForCausalLM.from_pretrained(tmp_path),
+        lambda: Mixer(tmp_path),
+    ):
+        with pytest.raises(CheckpointError, match=r"hold rotary frequencies .*\"position_embed"):
+            use()
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "position_embedding": "rope"}))
+    baichuan.BaichuanForCausalLM.from_pretrained(tmp_path)
 
 
 def test_a_head_that_is_the_embedding_stays(tmp_path, target):
@@ -340,6 +361,7 @@ def test_a_target_that_cannot_be_made_is_a_sentence(tmp_path, source, blocked, m
 FULL = """
 import resource, signal, sys
 from pathlib import Path
+from baichuan.checkpoint.gguf.to_gguf import gguf_from_checkpoint
 from baichuan.checkpoint.quantize import quantize_checkpoint
 from baichuan.errors import CheckpointError
 from baichuan.quant.plan import Plan

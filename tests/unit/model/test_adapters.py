@@ -6,7 +6,8 @@ import peft
 import pytest
 import torch
 from packaging.version import Version
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_config
 from transformers.integrations import peft as integration
 
@@ -149,13 +150,116 @@ def test_what_is_no_adapter_is_said(tmp_path):
 def test_an_adapter_of_another_model_is_refused(tmp_path):
     wide = baichuan.BaichuanForCausalLM(tiny_config(hidden_size=96))
     get_peft_model(wide, config()).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"does not fit the model: .*size mismatch"):
+    with pytest.raises(CheckpointError, match=r"does not fit the model: .*\[4, 96\] ≠ \[4, 48\]"):
         attach_adapter(network(), tmp_path)
 
 
-def test_a_damaged_adapter_is_refused(tmp_path):
-    get_peft_model(network(), config()).save_pretrained(tmp_path)
-    file = tmp_path / "adapter_model.safetensors"
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_a_damaged_adapter_is_refused(tmp_path, name):
+    get_peft_model(network(), config()).save_pretrained(
+        tmp_path, safe_serialization=name.endswith("s")
+    )
+    file = tmp_path / name
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="does not fit the model"):
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read .*truncated or damaged"):
         attach_adapter(network(), tmp_path)
+    file.unlink()
+    with pytest.raises(CheckpointError, match="has the configuration of an adapter but no weights"):
+        attach_adapter(network(), tmp_path)
+
+
+A = "base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"
+B = A.replace("lora_A", "lora_B")
+
+
+def doubled(weights):
+    return {f"base_model.model.{name}": tensor for name, tensor in weights.items()}
+
+
+def without_a_layer(weights):
+    return {name: tensor for name, tensor in weights.items() if "layers.1." not in name}
+
+
+def with_one_more(weights):
+    return {**weights, A.replace("layers.1", "layers.2"): weights[A].clone()}
+
+
+def of_another_rank(weights):
+    return {**weights, A: weights[A][:3].clone(), B: weights[B][:, :3].clone()}
+
+
+def with_nan(weights):
+    return {**weights, B: weights[B].fill_(torch.nan)}
+
+
+def without_the_embedding(weights):
+    return {name: tensor for name, tensor in weights.items() if "embed_tokens" not in name}
+
+
+@pytest.mark.parametrize("bits", [None, 3, 8])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (doubled, r"21 \(.*\.\.\.\) missing; 21 \(base_model\.model\.model\.embed_tokens.* unexp"),
+        (without_a_layer, r"10 \(model\.layers\.1\.mlp.* missing; 0 unexpected; 0 of another"),
+        (with_one_more, r"0 missing; 1 \(model\.layers\.2\.mlp\.down_proj\.lora_A\.weight\) unexp"),
+        (of_another_rank, r"2 \(.*layers\.1\.mlp\.down_proj\.lora_A\.weight \[3, 96\] ≠ \[4, 96"),
+        (without_the_embedding, r"1 \(model\.embed_tokens\.weight\) missing"),
+        (with_nan, r"holds NaN or infinity: 1 \(model\.layers\.1\.mlp\.down_proj\.lora_B"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(tmp_path, bits, spoil, message):
+    given = with_quantized(config(modules_to_save=["embed_tokens"]))
+    get_peft_model(network(bits), given).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(spoil(load_file(file)), file)
+    with pytest.raises(CheckpointError, match=message):
+        attach_adapter(network(bits), tmp_path)
+    model = network(bits)
+    with pytest.raises(CheckpointError, match=message):
+        model.load_adapter(str(tmp_path))
+    torch.testing.assert_close(logits(model), logits(network(bits)), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_head_trained_whole_stands_in_place_of_a_quantized_one(tmp_path, bits):
+    trained = get_peft_model(network(), config(modules_to_save=["lm_head"]))
+    head = trained.base_model.model.lm_head.modules_to_save["default"]
+    head.weight.data.neg_()
+    trained.save_pretrained(tmp_path)
+    loaded = load_for_inference(network(bits), tmp_path)
+    assert torch.equal(loaded.lm_head.modules_to_save["default"].weight, head.weight)
+    hidden = loaded.model(IDS).last_hidden_state
+    torch.testing.assert_close(loaded(IDS).logits, hidden @ head.weight.T)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")
+def test_adapters_of_all_kinds_that_fit_are_loaded(tmp_path):
+    for number, changes in enumerate(
+        [
+            {"target_modules": ["W_pack", "embed_tokens"]},
+            {"rank_pattern": {"layers.1.self_attn.W_pack": 7}},
+            {"use_dora": True},
+            {"trainable_token_indices": [5, 9]},
+        ]
+    ):
+        directory = tmp_path / str(number)
+        model = get_peft_model(network(), config(**changes)).eval()
+        model.save_pretrained(directory, safe_serialization=bool(number % 2))
+        wanted = logits(model)
+        loaded = network()
+        loaded.load_adapter(str(directory))
+        assert torch.equal(logits(loaded.eval()), wanted)
+        merged = load_for_inference(network(), directory)
+        torch.testing.assert_close(logits(merged), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")
+def test_what_cannot_be_merged_or_changes_no_weights_is_said(tmp_path):
+    get_peft_model(network(), config(lora_bias=True)).save_pretrained(tmp_path / "bias")
+    with pytest.raises(CheckpointError, match=r"cannot be merged into the weights: .*has no bias"):
+        load_for_inference(network(), tmp_path / "bias")
+    prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    get_peft_model(network(), prompts).save_pretrained(tmp_path / "prompts")
+    with pytest.raises(CheckpointError, match="is of the type PROMPT_TUNING; allowed are adapters"):
+        attach_adapter(network(), tmp_path / "prompts")

@@ -115,6 +115,13 @@ def test_round_trip_keeps_the_family_and_drops_the_code(tmp_path, published, pos
     ("changes", "sentence"),
     [
         ({"vocab_size": 125_696}, "Baichuan 2"),
+        ({"vocab_size": 125_704}, "vocabulary of 125,704 is Baichuan 2's"),
+        ({"z_loss_weight": 0}, "z_loss_weight is Baichuan 2's"),
+        ({"position_embedding": "rope", "rope_scaling": {"type": "linear", "factor": 2}}, "linear"),
+        (
+            {**PUBLISHED_7B, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+            "rope_scaling is 'dynamic'",
+        ),
         ({"model_type": "llama"}, "model_type 'llama'"),
         ({"num_attention_heads": 7}, "not a multiple of num_attention_heads 7"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
@@ -164,6 +171,11 @@ def test_the_base_of_rope_is_the_published_one_unless_the_file_says_otherwise(tm
     write(tmp_path, {**PUBLISHED_7B, "rope_theta": 100_000})
     BaichuanConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
     assert BaichuanConfig.from_pretrained(tmp_path / "again").rope_theta == 100_000
+
+
+def test_the_base_of_rope_may_stand_among_its_parameters():
+    given = {"rope_type": "default", "rope_theta": 100_000.0}
+    assert BaichuanConfig.from_dict({**PUBLISHED_7B, "rope_parameters": given}).rope_theta == 1e5
 
 
 def test_unknown_preset_names_the_known_ones():
