@@ -6,6 +6,7 @@ run with the same data and settings begins at once.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -69,6 +70,22 @@ class Splits:
     evaluation: Dataset | None
     notices: tuple[str, ...]
 
+    def digest(self) -> str:
+        """Compute the SHA-256 of all ids and labels, in their order: what a run learns from.
+
+        It depends on what the files say, the template and the tokenizer, and neither on the files'
+        names and dates nor on the versions of libraries.
+        """
+        content = hashlib.sha256()
+        for rows in (self.train, self.evaluation):
+            for name in () if rows is None else rows.column_names:
+                content.update(f"{name} {len(rows)} ".encode())
+                for batch in rows.with_format("arrow").iter(_BATCH):
+                    lists = batch[name].combine_chunks()
+                    content.update(lists.value_lengths().to_numpy().tobytes())
+                    content.update(lists.flatten().to_numpy().tobytes())
+        return content.hexdigest()
+
 
 def load(recipe: Recipe, tokenizer: BaichuanTokenizer) -> Splits:
     """Prepare all rows. Of several processes, let one be first: the others read its result.
@@ -106,7 +123,7 @@ def _read(names: Sequence[str], recipe: Recipe, notices: list[str]) -> Dataset:
 
 def _generated(source: Source, recipe: Recipe) -> Dataset:
     """Read one data set; what is wrong with a row stands in its column `problem`."""
-    stamps: list[Any] = [(str(file), *_stamp(file)) for file in source.files]
+    stamps: list[Any] = [(str(file), _file_digest(file)) for file in source.files]
     if recipe.data.overwrite_cache:
         stamps.append(time.time_ns())
     # The last two only tell one result from another.
@@ -129,9 +146,13 @@ def _generated(source: Source, recipe: Recipe) -> Dataset:
         ) from error
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
+def _file_digest(file: Path) -> str:
+    """Compute the SHA-256 of a file. Its size and date can stay as they were (cp -p, rsync)."""
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError("{file} cannot be read: {reason}.", file=file, reason=error) from error
 
 
 def _checked_rows(source: Source, stage: list[str], **_: object) -> Iterator[dict[str, Any]]:
