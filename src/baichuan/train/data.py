@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,8 @@ from baichuan.train.encoding import Encoded, Encoding
 from baichuan.train.formats import Example
 from baichuan.train.packing import pack
 from baichuan.train.recipe import DataArguments, Recipe
-from baichuan.train.registry import Source, find
-from baichuan.train.rows import rows_of
+from baichuan.train.registry import EVALUATION, Source, find
+from baichuan.train.rows import hub_dataset, rows_of
 from baichuan.train.templates import TEMPLATES
 
 __all__ = ["Collator", "Splits", "load"]
@@ -36,15 +36,18 @@ __all__ = ["Collator", "Splits", "load"]
 #: Rows that are encoded, and packed, at once.
 _BATCH = 1000
 _PACKED_AT_ONCE = 20_000
+#: Bytes of a file.
+_READ_AT_ONCE = 1 << 20
 #: Broken rows that an error shows.
 _SHOWN = 5
 #: Raised whenever the same rows come out differently; it keeps old files from being used.
-_VERSION = 1
+_VERSION = 2
 
 _ROW = Features(
     {
         "system": Value("string"),
         "rounds": List(List(Value("string"))),
+        "marks": List(List(Value("bool"))),
         "chosen": Value("string"),
         "rejected": Value("string"),
         "text": Value("string"),
@@ -77,8 +80,8 @@ class Splits:
         names and dates nor on the versions of libraries.
         """
         content = hashlib.sha256()
-        for rows in (self.train, self.evaluation):
-            for name in () if rows is None else rows.column_names:
+        for rows in filter(None, (self.train, self.evaluation)):
+            for name in rows.column_names:
                 content.update(f"{name} {len(rows)} ".encode())
                 for batch in rows.with_format("arrow").iter(_BATCH):
                     lists = batch[name].combine_chunks()
@@ -96,10 +99,11 @@ def load(recipe: Recipe, tokenizer: BaichuanTokenizer) -> Splits:
         DownloadError: a data set could not be fetched.
     """
     notices: list[str] = []
-    train = _read(recipe.data.dataset, recipe, notices)
+    train = _read(find(recipe.data.dataset, recipe.data.dataset_dir), recipe, notices)
     evaluation = None
     if recipe.data.eval_dataset:
-        evaluation = _read(recipe.data.eval_dataset, recipe, notices)
+        held = find(recipe.data.eval_dataset, recipe.data.dataset_dir, EVALUATION)
+        evaluation = _read(held, recipe, notices)
     elif recipe.data.val_size:
         train, evaluation = _split(train, recipe.data.val_size, recipe.training.seed)
     train = _encoded(train, recipe, tokenizer, notices)
@@ -110,10 +114,19 @@ def load(recipe: Recipe, tokenizer: BaichuanTokenizer) -> Splits:
     return Splits(train, evaluation, tuple(notices))
 
 
-def _read(names: Sequence[str], recipe: Recipe, notices: list[str]) -> Dataset:
+def _read(sources: Sequence[Source], recipe: Recipe, notices: list[str]) -> Dataset:
     """Read and check data sets, one behind the other."""
     parts = []
-    for source in find(names, recipe.data.dataset_dir):
+    for source in sources:
+        if source.others:
+            notices.append(
+                translate(
+                    "Of {name!r} the split {split!r} is read; not read: {others}.",
+                    name=source.name,
+                    split=source.split,
+                    others=", ".join(file.name for file in source.others),
+                )
+            )
         rows = _generated(source, recipe)
         if limit := recipe.data.max_samples:
             rows = rows.select(range(min(limit, len(rows))))
@@ -124,6 +137,8 @@ def _read(names: Sequence[str], recipe: Recipe, notices: list[str]) -> Dataset:
 def _generated(source: Source, recipe: Recipe) -> Dataset:
     """Read one data set; what is wrong with a row stands in its column `problem`."""
     stamps: list[Any] = [(str(file), _file_digest(file)) for file in source.files]
+    if source.hub:
+        stamps.append(hub_dataset(source)._fingerprint)  # of what the hub has now
     if recipe.data.overwrite_cache:
         stamps.append(time.time_ns())
     # The last two only tell one result from another.
@@ -148,17 +163,22 @@ def _generated(source: Source, recipe: Recipe) -> Dataset:
 
 def _file_digest(file: Path) -> str:
     """Compute the SHA-256 of a file. Its size and date can stay as they were (cp -p, rsync)."""
+    digest = hashlib.sha256()
     try:
         with file.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+            while part := content.read(_READ_AT_ONCE):
+                digest.update(part)
     except OSError as error:
         raise DataError("{file} cannot be read: {reason}.", file=file, reason=error) from error
+    return digest.hexdigest()
 
 
 def _checked_rows(source: Source, stage: list[str], **_: object) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
     empty = True
     for place, row in rows_of(source):
         empty = False
+        seen.update(row if isinstance(row, Mapping) else ())
         problem, example = "", Example()
         try:
             example = formats.read(row, source.layout, stage[0])
@@ -167,6 +187,21 @@ def _checked_rows(source: Source, stage: list[str], **_: object) -> Iterator[dic
         yield {**asdict(example), "problem": problem}
     if empty:
         raise _no_rows(source)
+    _check_columns(source, seen)
+
+
+def _check_columns(source: Source, seen: set[str]) -> None:
+    """Raise where the registry names columns that no row has."""
+    named = source.layout.columns.items()
+    absent = [f"{purpose}: {column}" for purpose, column in named if column not in seen]
+    if absent and source.num_samples is None:
+        raise DataError(
+            "No row of {name!r} has the columns that dataset_info.json names ({absent}); the rows' "
+            "columns are {columns}.",
+            name=source.name,
+            absent=", ".join(absent),
+            columns=", ".join(sorted(map(str, seen))),
+        )
 
 
 def _no_rows(source: Source) -> DataError:
@@ -288,8 +323,8 @@ def _packed(rows: Dataset, data: DataArguments) -> Dataset:
 def _examples(batch: dict[str, list[Any]]) -> Iterator[Example]:
     for values in zip(*batch.values(), strict=True):
         cells = dict(zip(batch, values, strict=True))
-        rounds = tuple((question, answer) for question, answer in cells.pop("rounds"))
-        yield Example(rounds=rounds, **cells)
+        rounds, marks = (tuple(map(tuple, cells.pop(name))) for name in ("rounds", "marks"))
+        yield Example(rounds=rounds, marks=marks, **cells)
 
 
 def _columns(encoded: Sequence[Encoded], prefix: str = "") -> dict[str, list[Any]]:

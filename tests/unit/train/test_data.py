@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from baichuan.errors import DataError, UsageError
+from baichuan.errors import DataError, DownloadError, UsageError
 from baichuan.train import data
 from baichuan.train.arguments import parse
 
@@ -59,6 +61,92 @@ def test_a_data_set_for_evaluation(load, tmp_path):
     (tmp_path / "held.json").write_text(json.dumps(ROWS[:3]))
     splits = load("--eval_dataset", "held.json")
     assert (len(splits.train), len(splits.evaluation)) == (40, 3)
+
+
+def test_the_split_of_a_folder_is_read_and_said(load, tmp_path, tokenizer):
+    for split, rows in (("train", ROWS[:3]), ("test", ROWS[3:5]), ("validation", ROWS[5:6])):
+        table = pyarrow.Table.from_pylist(rows)
+        pyarrow.parquet.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    (tmp_path / "data").mkdir()
+    for file in tmp_path.glob("*.parquet"):
+        file.rename(tmp_path / "data" / file.name)
+    splits = load("--dataset", "data", "--eval_dataset", "data")
+    assert (len(splits.train), len(splits.evaluation)) == (3, 1)
+    assert splits.notices == (
+        "Of 'data' the split 'train' is read; not read: test-00000-of-00001.parquet, "
+        "validation-00000-of-00001.parquet.",
+        "Of 'data' the split 'validation' is read; not read: test-00000-of-00001.parquet, "
+        "train-00000-of-00001.parquet.",
+    )
+    entry = {"file_name": "data", "split": "test"}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"held": entry}))
+    assert len(load("--dataset", "held").train) == 2
+
+
+def test_a_split_of_the_hub(tmp_path, tokenizer, monkeypatch):
+    """`datasets` takes a folder for a repository of the hub."""
+    (tmp_path / "owner" / "rows").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = parse(["--dataset", "hub", "--eval_dataset", "hub", "--dataset_dir", "."])
+    for held in (2, 4):  # and again where the repository has changed
+        for split, rows in (("train", ROWS[:3]), ("test", ROWS[-held:])):
+            text = "\n".join(map(json.dumps, rows))
+            (tmp_path / "owner" / "rows" / f"{split}.jsonl").write_text(text)
+        entries = {"hub": {"hf_hub_url": "owner/rows"}}
+        (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+        splits = data.load(recipe, tokenizer)
+        assert (len(splits.train), len(splits.evaluation)) == (3, held)
+    entries["hub"]["split"] = "validation"
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    with pytest.raises(DownloadError, match=r"could not be fetched from the hub .*validation"):
+        data.load(recipe, tokenizer)
+
+
+SHAPES = {
+    "rows.jsonl": lambda rows: ("\ufeff" + "\n".join(map(json.dumps, rows))).encode(),
+    "rows.json": lambda rows: json.dumps(rows).encode(),
+    "rows.csv": lambda rows: ("\ufeffinstruction,input,output\n" + "\n".join(
+        ",".join(row.values()) for row in rows)).encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*SHAPES, "rows.parquet", "several"])
+def test_only_the_columns_that_the_registry_names_are_read(load, tmp_path, tokenizer, name):
+    rows = [{"instruction": "usual", "input": "asked", "output": f"answer {n}"} for n in (1, 2)]
+    if name == "several":
+        for number, row in enumerate(rows):
+            (tmp_path / f"{number}.jsonl").write_text(json.dumps(row))
+    elif name == "rows.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(SHAPES[name](rows))
+    files = ["0.jsonl", "1.jsonl"] if name == "several" else name
+    entry = {"file_name": files, "columns": {"prompt": "input", "response": "output"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    texts = [
+        tokenizer.decode(ids) for ids in load("--dataset", "mine", name="x").train["input_ids"]
+    ]
+    assert [text.split("<reserved_103>")[0].split() for text in texts] == [
+        ["<reserved_102>", "asked"]
+    ] * 2
+    assert "answer 1" in texts[0]
+    assert "answer 2" in texts[1]
+
+
+def test_columns_of_the_registry_that_no_row_has(load, tmp_path):
+    columns = {"prompt": "instruction", "query": "inputt", "response": "output"}
+    entry = {"file_name": "rows.json", "columns": columns}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    with pytest.raises(DataError, match=r"names \(query: inputt\).* are instruction, output"):
+        load("--dataset", "mine")
+
+
+def test_marks_of_turns_decide_what_is_learned(load, tokenizer):
+    turns = [("user", "q"), ("assistant", "masked"), ("user", "r"), ("assistant", "fine")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    messages[1]["weight"] = 0
+    labels = load(rows=[{"messages": messages}]).train[0]["labels"]
+    assert tokenizer.decode([i for i in labels if i >= 0]).split() == ["fine</s>"]
 
 
 def count_learned(rows) -> int:
