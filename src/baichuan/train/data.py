@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
@@ -33,6 +33,8 @@ from baichuan.train.templates import TEMPLATES
 
 __all__ = ["Collator", "Splits", "load"]
 
+_Result = TypeVar("_Result")
+
 #: Rows that are encoded, and packed, at once.
 _BATCH = 1000
 _PACKED_AT_ONCE = 20_000
@@ -51,6 +53,7 @@ _ROW = Features(
         "chosen": Value("string"),
         "rejected": Value("string"),
         "text": Value("string"),
+        "place": Value("string"),
         "problem": Value("string"),
     }
 )
@@ -106,9 +109,11 @@ def load(recipe: Recipe, tokenizer: BaichuanTokenizer) -> Splits:
         evaluation = _read(held, recipe, notices)
     elif recipe.data.val_size:
         train, evaluation = _split(train, recipe.data.val_size, recipe.training.seed)
-    train = _encoded(train, recipe, tokenizer, notices)
+    names = recipe.data.dataset
+    train = _encoded(train, names, recipe, tokenizer, notices)
     if evaluation is not None:
-        evaluation = _encoded(evaluation, recipe, tokenizer, notices)
+        names = recipe.data.eval_dataset or names
+        evaluation = _encoded(evaluation, names, recipe, tokenizer, notices)
     if recipe.packs:
         train = _packed(train, recipe.data)
     return Splits(train, evaluation, tuple(notices))
@@ -130,7 +135,7 @@ def _read(sources: Sequence[Source], recipe: Recipe, notices: list[str]) -> Data
         rows = _generated(source, recipe)
         if limit := recipe.data.max_samples:
             rows = rows.select(range(min(limit, len(rows))))
-        parts.append(_without_broken(rows, source, recipe.data, notices))
+        parts.append(_without_broken(rows, source.name, recipe.data, notices))
     return concatenate_datasets(parts)
 
 
@@ -184,9 +189,9 @@ def _checked_rows(source: Source, stage: list[str], **_: object) -> Iterator[dic
             example = formats.read(row, source.layout, stage[0])
         except DataError as error:
             problem = f"{place}: {error}"
-        yield {**asdict(example), "problem": problem}
+        yield {**asdict(example), "place": place, "problem": problem}
     if empty:
-        raise _no_rows(source)
+        raise _no_rows(source.name)
     _check_columns(source, seen)
 
 
@@ -204,13 +209,11 @@ def _check_columns(source: Source, seen: set[str]) -> None:
         )
 
 
-def _no_rows(source: Source) -> DataError:
-    return DataError("The data set {name!r} has no rows.", name=source.name)
+def _no_rows(name: str) -> DataError:
+    return DataError("The data set {name!r} has no rows.", name=name)
 
 
-def _without_broken(
-    rows: Dataset, source: Source, data: DataArguments, notices: list[str]
-) -> Dataset:
+def _without_broken(rows: Dataset, name: str, data: DataArguments, notices: list[str]) -> Dataset:
     """Stop at broken rows, or leave them out if that was asked for."""
     problems = [problem for problem in rows["problem"] if problem]
     if problems and not data.skip_broken_rows:
@@ -218,7 +221,7 @@ def _without_broken(
             "{count} rows of {name!r} cannot be learned from; mend them, or leave them out with "
             "--skip_broken_rows.\n{problems}",
             count=len(problems),
-            name=source.name,
+            name=name,
             problems="\n".join(f"  {problem}" for problem in problems[:_SHOWN]),
         )
     if problems:
@@ -226,14 +229,14 @@ def _without_broken(
             translate(
                 "{count} broken rows of {name!r} are left out; the first: {problem}",
                 count=len(problems),
-                name=source.name,
+                name=name,
                 problem=problems[0],
             )
         )
         whole = [number for number, problem in enumerate(rows["problem"]) if not problem]
         rows = rows.select(whole)
     if not len(rows):
-        raise _no_rows(source)
+        raise _no_rows(name)
     return rows.remove_columns("problem")
 
 
@@ -251,9 +254,13 @@ def _split(rows: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def _encoded(
-    rows: Dataset, recipe: Recipe, tokenizer: BaichuanTokenizer, notices: list[str]
+    rows: Dataset,
+    names: Sequence[str],
+    recipe: Recipe,
+    tokenizer: BaichuanTokenizer,
+    notices: list[str],
 ) -> Dataset:
-    """Turn rows into ids and labels."""
+    """Turn rows into ids and labels; a row that finds no room is a broken one, too."""
     encoding = Encoding(
         tokenizer,
         TEMPLATES[recipe.data.template],
@@ -272,6 +279,7 @@ def _encoded(
         new_fingerprint=_fingerprint(rows, recipe, encoding),
         desc=translate("encoding"),
     )
+    encoded = _without_broken(encoded, ",".join(names), recipe.data, notices)
     if cut := sum(encoded["cut"]):
         notices.append(
             translate(
@@ -302,6 +310,8 @@ def _fingerprint(rows: Dataset, recipe: Recipe, encoding: Encoding) -> str:
                 encoding.mask_history,
                 vocabulary,
                 tokenizer.add_bos_token,
+                tokenizer.eos_token_id,
+                language(),  # of what is wrong with rows
             )
         )
     )
@@ -320,38 +330,60 @@ def _packed(rows: Dataset, data: DataArguments) -> Dataset:
     )
 
 
-def _examples(batch: dict[str, list[Any]]) -> Iterator[Example]:
-    for values in zip(*batch.values(), strict=True):
-        cells = dict(zip(batch, values, strict=True))
+_Batch = dict[str, list[Any]]
+_NOTHING = Encoded([], [])
+
+
+def _examples(batch: _Batch) -> Iterator[Example]:
+    kept = [name for name in batch if name != "place"]
+    for values in zip(*(batch[name] for name in kept), strict=True):
+        cells = dict(zip(kept, values, strict=True))
         rounds, marks = (tuple(map(tuple, cells.pop(name))) for name in ("rounds", "marks"))
         yield Example(rounds=rounds, marks=marks, **cells)
 
 
-def _columns(encoded: Sequence[Encoded], prefix: str = "") -> dict[str, list[Any]]:
+def _encode_each(
+    encode: Callable[[Example], _Result], nothing: _Result, batch: _Batch
+) -> tuple[list[_Result], list[str]]:
+    """Encode rows; return also what is wrong with each, "" where it is nothing."""
+    results, problems = [], []
+    for place, example in zip(batch["place"], _examples(batch), strict=True):
+        result, problem = nothing, ""
+        try:
+            result = encode(example)
+        except DataError as error:
+            problem = f"{place}: {error}"
+        results.append(result)
+        problems.append(problem)
+    return results, problems
+
+
+def _columns(encoded: Sequence[Encoded], prefix: str = "") -> _Batch:
     return {
         f"{prefix}input_ids": [row.ids for row in encoded],
         f"{prefix}labels": [row.labels for row in encoded],
     }
 
 
-def _answer_batch(encoding: Encoding, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    encoded = [encoding.answers(example) for example in _examples(batch)]
-    return {**_columns(encoded), "cut": [row.cut for row in encoded]}
+def _answer_batch(encoding: Encoding, batch: _Batch) -> _Batch:
+    rows, problems = _encode_each(encoding.answers, _NOTHING, batch)
+    return {**_columns(rows), "cut": [row.cut for row in rows], "problem": problems}
 
 
-def _text_batch(encoding: Encoding, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    encoded = [piece for text in batch["text"] for piece in encoding.text(text)]
-    return {**_columns(encoded), "cut": [False] * len(encoded)}
+def _text_batch(encoding: Encoding, batch: _Batch) -> _Batch:
+    rows = [piece for text in batch["text"] for piece in encoding.text(text)]
+    return {**_columns(rows), "cut": [False] * len(rows), "problem": [""] * len(rows)}
 
 
-def _preference_batch(encoding: Encoding, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    pairs = [encoding.preference(example) for example in _examples(batch)]
+def _preference_batch(encoding: Encoding, batch: _Batch) -> _Batch:
+    pairs, problems = _encode_each(encoding.preference, (_NOTHING, _NOTHING), batch)
     better, worse = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     cut = [pair[0].cut for pair in pairs]
-    return {**_columns(better, "chosen_"), **_columns(worse, "rejected_"), "cut": cut}
+    both = {**_columns(better, "chosen_"), **_columns(worse, "rejected_")}
+    return {**both, "cut": cut, "problem": problems}
 
 
-_BATCHES: dict[str, Callable[[Encoding, dict[str, list[Any]]], dict[str, list[Any]]]] = {
+_BATCHES: dict[str, Callable[[Encoding, _Batch], _Batch]] = {
     "sft": _answer_batch,
     "pt": _text_batch,
     "dpo": _preference_batch,

@@ -227,10 +227,48 @@ def test_nothing_left_to_learn_from(load):
         load("--val_size", "40")
 
 
-def test_a_row_without_room_is_named_by_what_to_do(load):
-    rows = [{"instruction": "q", "output": "a", "system": "hello " * 40}]
-    with pytest.raises(DataError, match="leave no room in 16 tokens; raise --cutoff_len"):
-        load("--cutoff_len", "16", rows=rows)
+LONG = "hello " * 40
+MESSAGES = [
+    {"role": "user", "content": LONG},
+    {"role": "assistant", "content": "a", "weight": 0},
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "b"},
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "row", "problem"),
+    [
+        ((), {"instruction": "q", "output": "a", "system": LONG}, "leave no room in 16 tokens"),
+        (("--mask_history",), {"instruction": "q", "output": "a", "system": LONG}, "leave no room"),
+        (
+            (),
+            {"messages": MESSAGES},
+            "none of its turns that are to be learned fits into 16 tokens",
+        ),
+        (
+            ("--stage", "dpo"),
+            {"instruction": "q", "chosen": "a", "rejected": "b", "system": LONG},
+            "leave no room in 16 tokens",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_encoded_is_broken_as_others_are(load, flags, row, problem):
+    good = {"instruction": "q", "output": "a", "chosen": "a", "rejected": "b"}
+    flags = ("--cutoff_len", "16", *flags)
+    with pytest.raises(DataError) as raised:
+        load(*flags, rows=[good, row, good])
+    lines = str(raised.value).splitlines()
+    assert lines[0].startswith("1 rows of 'rows.json' cannot be learned from; mend them, or leave")
+    assert "rows.json, row 2: " in lines[1]
+    assert problem in lines[1]
+    splits = load(*flags, "--skip_broken_rows", rows=[good, row, good])
+    assert len(splits.train) == 2
+    assert "1 broken rows of 'rows.json' are left out; the first: " in splits.notices[0]
+    splits = load(*flags, "--skip_broken_rows", "--val_size", "1", rows=[good, good, row, good])
+    assert len(splits.train) + len(splits.evaluation) == 3
+    with pytest.raises(DataError, match=r"'rows.json' has no rows"):
+        load(*flags, "--skip_broken_rows", rows=[row])
 
 
 def test_rows_that_were_cut_are_counted(load):
