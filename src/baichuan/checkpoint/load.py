@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from baichuan.errors import UsageError
+from baichuan.errors import CheckpointError, DownloadError, UsageError
 from baichuan.hub import local_directory
 from baichuan.language import translate
 from baichuan.model.configuration import BaichuanConfig
@@ -84,7 +84,7 @@ def load(
         Scheme.of_bits(bits)  # refused before anything is fetched or read
     device = _device(device)
     if adapter is not None and name_or_path is None:
-        name_or_path = base_of_adapter(Path(adapter))
+        name_or_path = base_of_adapter(Path(adapter), **hub)
     given = None if dtype is None else _dtype(dtype)
     directory = local_directory(DEMO if name_or_path is None else name_or_path, **hub)
     config = read_config(directory)
@@ -174,12 +174,17 @@ def _network(
     return cast(BaichuanForCausalLM, model.to(_first(device)))
 
 
-def base_of_adapter(directory: Path) -> str:
-    """Name the model that an adapter was trained on.
+def base_of_adapter(directory: Path, **hub: Any) -> str:
+    """Return the name of the model that an adapter was trained on, fetched if need be.
+
+    Args:
+        directory: of the adapter.
+        hub: of `local_directory`.
 
     Raises:
         UsageError: peft is not installed, or the adapter does not say.
-        CheckpointError: the directory holds no adapter.
+        CheckpointError: the directory holds no adapter, or the model is not on this machine.
+        DownloadError: the model is not to be had from the hub.
     """
     need_peft()
     from baichuan.model.adapters import read_adapter_config
@@ -191,6 +196,17 @@ def base_of_adapter(directory: Path) -> str:
             "model, too.",
             directory=directory,
         )
+    try:
+        local_directory(base, **hub)
+    except (CheckpointError, DownloadError) as error:
+        raise type(error)(
+            "{reason}\n{file} says as base_model_name_or_path that the adapter was trained on "
+            "{base!r}. If that model lies elsewhere now, name it: --model, in Python the first "
+            "argument of load.",
+            reason=error,
+            file=directory / "adapter_config.json",
+            base=base,
+        ) from error
     return str(base)
 
 

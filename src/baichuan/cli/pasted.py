@@ -1,21 +1,20 @@
 """A training command as text: pasted, or in a .sh file, as the original README prints it.
 
 There, some lines end in a backslash and a space. A shell ends the command at such a line; here the
-lines are joined, so that the command runs as it stands. No shell reads the text: it can start
-nothing but a training, alone or by one of the launchers below.
+lines are joined, so that the command runs as it stands (shell.py). No shell reads the text: it can
+start nothing but a training, alone or by one of the launchers below.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from baichuan.cli.shell import read_script
 from baichuan.errors import UsageError
 
 #: What starts several processes.
@@ -24,7 +23,6 @@ _PYTHONS = ("python", "python3")
 #: The last word of what names the program; flags follow.
 _SCRIPTS = ("train_bash.py", "train.py", "baichuan.cli.train")
 _COMMANDS = (["baichuan", "train"], ["llamafactory-cli", "train"])
-_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,9 @@ def read_command(text: str) -> Pasted:
     """Read a command.
 
     Raises:
-        UsageError: it starts no training, or a quotation mark is missing.
+        UsageError: it starts no training, or not only one, or it needs a shell.
     """
-    try:
-        words = shlex.split(re.sub(r"\\[ \t\r]*(\n|$)", " ", text), comments=True)
-    except ValueError as error:
-        raise UsageError("The command cannot be read: {reason}.", reason=error) from error
-    environment: dict[str, str] = {}
-    while words and _ASSIGNMENT.match(words[0]):
-        name, _, value = words.pop(0).partition("=")
-        environment[name] = value
+    environment, words = read_script(text)
     launcher, arguments = _parted(words)
     return Pasted(environment, launcher, arguments)
 

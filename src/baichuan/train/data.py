@@ -6,12 +6,13 @@ run with the same data and settings begins at once.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
@@ -26,27 +27,33 @@ from baichuan.train.encoding import Encoded, Encoding
 from baichuan.train.formats import Example
 from baichuan.train.packing import pack
 from baichuan.train.recipe import DataArguments, Recipe
-from baichuan.train.registry import Source, find
-from baichuan.train.rows import rows_of
+from baichuan.train.registry import EVALUATION, Source, find
+from baichuan.train.rows import hub_dataset, rows_of
 from baichuan.train.templates import TEMPLATES
 
 __all__ = ["Collator", "Splits", "load"]
 
+_Result = TypeVar("_Result")
+
 #: Rows that are encoded, and packed, at once.
 _BATCH = 1000
 _PACKED_AT_ONCE = 20_000
+#: Bytes of a file.
+_READ_AT_ONCE = 1 << 20
 #: Broken rows that an error shows.
 _SHOWN = 5
 #: Raised whenever the same rows come out differently; it keeps old files from being used.
-_VERSION = 1
+_VERSION = 2
 
 _ROW = Features(
     {
         "system": Value("string"),
         "rounds": List(List(Value("string"))),
+        "marks": List(List(Value("bool"))),
         "chosen": Value("string"),
         "rejected": Value("string"),
         "text": Value("string"),
+        "place": Value("string"),
         "problem": Value("string"),
     }
 )
@@ -69,6 +76,22 @@ class Splits:
     evaluation: Dataset | None
     notices: tuple[str, ...]
 
+    def digest(self) -> str:
+        """Compute the SHA-256 of all ids and labels, in their order: what a run learns from.
+
+        It depends on what the files say, the template and the tokenizer, and neither on the files'
+        names and dates nor on the versions of libraries.
+        """
+        content = hashlib.sha256()
+        for rows in filter(None, (self.train, self.evaluation)):
+            for name in rows.column_names:
+                content.update(f"{name} {len(rows)} ".encode())
+                for batch in rows.with_format("arrow").iter(_BATCH):
+                    lists = batch[name].combine_chunks()
+                    content.update(lists.value_lengths().to_numpy().tobytes())
+                    content.update(lists.flatten().to_numpy().tobytes())
+        return content.hexdigest()
+
 
 def load(recipe: Recipe, tokenizer: BaichuanTokenizer) -> Splits:
     """Prepare all rows. Of several processes, let one be first: the others read its result.
@@ -79,34 +102,48 @@ def load(recipe: Recipe, tokenizer: BaichuanTokenizer) -> Splits:
         DownloadError: a data set could not be fetched.
     """
     notices: list[str] = []
-    train = _read(recipe.data.dataset, recipe, notices)
+    train = _read(find(recipe.data.dataset, recipe.data.dataset_dir), recipe, notices)
     evaluation = None
     if recipe.data.eval_dataset:
-        evaluation = _read(recipe.data.eval_dataset, recipe, notices)
+        held = find(recipe.data.eval_dataset, recipe.data.dataset_dir, EVALUATION)
+        evaluation = _read(held, recipe, notices)
     elif recipe.data.val_size:
         train, evaluation = _split(train, recipe.data.val_size, recipe.training.seed)
-    train = _encoded(train, recipe, tokenizer, notices)
+    names = recipe.data.dataset
+    train = _encoded(train, names, recipe, tokenizer, notices)
     if evaluation is not None:
-        evaluation = _encoded(evaluation, recipe, tokenizer, notices)
+        names = recipe.data.eval_dataset or names
+        evaluation = _encoded(evaluation, names, recipe, tokenizer, notices)
     if recipe.packs:
         train = _packed(train, recipe.data)
     return Splits(train, evaluation, tuple(notices))
 
 
-def _read(names: Sequence[str], recipe: Recipe, notices: list[str]) -> Dataset:
+def _read(sources: Sequence[Source], recipe: Recipe, notices: list[str]) -> Dataset:
     """Read and check data sets, one behind the other."""
     parts = []
-    for source in find(names, recipe.data.dataset_dir):
+    for source in sources:
+        if source.others:
+            notices.append(
+                translate(
+                    "Of {name!r} the split {split!r} is read; not read: {others}.",
+                    name=source.name,
+                    split=source.split,
+                    others=", ".join(file.name for file in source.others),
+                )
+            )
         rows = _generated(source, recipe)
         if limit := recipe.data.max_samples:
             rows = rows.select(range(min(limit, len(rows))))
-        parts.append(_without_broken(rows, source, recipe.data, notices))
+        parts.append(_without_broken(rows, source.name, recipe.data, notices))
     return concatenate_datasets(parts)
 
 
 def _generated(source: Source, recipe: Recipe) -> Dataset:
     """Read one data set; what is wrong with a row stands in its column `problem`."""
-    stamps: list[Any] = [(str(file), *_stamp(file)) for file in source.files]
+    stamps: list[Any] = [(str(file), _file_digest(file)) for file in source.files]
+    if source.hub:
+        stamps.append(hub_dataset(source)._fingerprint)  # of what the hub has now
     if recipe.data.overwrite_cache:
         stamps.append(time.time_ns())
     # The last two only tell one result from another.
@@ -129,32 +166,54 @@ def _generated(source: Source, recipe: Recipe) -> Dataset:
         ) from error
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
+def _file_digest(file: Path) -> str:
+    """Compute the SHA-256 of a file. Its size and date can stay as they were (cp -p, rsync)."""
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as content:
+            while part := content.read(_READ_AT_ONCE):
+                digest.update(part)
+    except OSError as error:
+        raise DataError("{file} cannot be read: {reason}.", file=file, reason=error) from error
+    return digest.hexdigest()
 
 
 def _checked_rows(source: Source, stage: list[str], **_: object) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
     empty = True
     for place, row in rows_of(source):
         empty = False
+        seen.update(row if isinstance(row, Mapping) else ())
         problem, example = "", Example()
         try:
             example = formats.read(row, source.layout, stage[0])
         except DataError as error:
             problem = f"{place}: {error}"
-        yield {**asdict(example), "problem": problem}
+        yield {**asdict(example), "place": place, "problem": problem}
     if empty:
-        raise _no_rows(source)
+        raise _no_rows(source.name)
+    _check_columns(source, seen)
 
 
-def _no_rows(source: Source) -> DataError:
-    return DataError("The data set {name!r} has no rows.", name=source.name)
+def _check_columns(source: Source, seen: set[str]) -> None:
+    """Raise where the registry names columns that no row has."""
+    named = source.layout.columns.items()
+    absent = [f"{purpose}: {column}" for purpose, column in named if column not in seen]
+    if absent and source.num_samples is None:
+        raise DataError(
+            "No row of {name!r} has the columns that dataset_info.json names ({absent}); the rows' "
+            "columns are {columns}.",
+            name=source.name,
+            absent=", ".join(absent),
+            columns=", ".join(sorted(map(str, seen))),
+        )
 
 
-def _without_broken(
-    rows: Dataset, source: Source, data: DataArguments, notices: list[str]
-) -> Dataset:
+def _no_rows(name: str) -> DataError:
+    return DataError("The data set {name!r} has no rows.", name=name)
+
+
+def _without_broken(rows: Dataset, name: str, data: DataArguments, notices: list[str]) -> Dataset:
     """Stop at broken rows, or leave them out if that was asked for."""
     problems = [problem for problem in rows["problem"] if problem]
     if problems and not data.skip_broken_rows:
@@ -162,7 +221,7 @@ def _without_broken(
             "{count} rows of {name!r} cannot be learned from; mend them, or leave them out with "
             "--skip_broken_rows.\n{problems}",
             count=len(problems),
-            name=source.name,
+            name=name,
             problems="\n".join(f"  {problem}" for problem in problems[:_SHOWN]),
         )
     if problems:
@@ -170,14 +229,14 @@ def _without_broken(
             translate(
                 "{count} broken rows of {name!r} are left out; the first: {problem}",
                 count=len(problems),
-                name=source.name,
+                name=name,
                 problem=problems[0],
             )
         )
         whole = [number for number, problem in enumerate(rows["problem"]) if not problem]
         rows = rows.select(whole)
     if not len(rows):
-        raise _no_rows(source)
+        raise _no_rows(name)
     return rows.remove_columns("problem")
 
 
@@ -195,9 +254,13 @@ def _split(rows: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def _encoded(
-    rows: Dataset, recipe: Recipe, tokenizer: BaichuanTokenizer, notices: list[str]
+    rows: Dataset,
+    names: Sequence[str],
+    recipe: Recipe,
+    tokenizer: BaichuanTokenizer,
+    notices: list[str],
 ) -> Dataset:
-    """Turn rows into ids and labels."""
+    """Turn rows into ids and labels; a row that finds no room is a broken one, too."""
     encoding = Encoding(
         tokenizer,
         TEMPLATES[recipe.data.template],
@@ -216,6 +279,7 @@ def _encoded(
         new_fingerprint=_fingerprint(rows, recipe, encoding),
         desc=translate("encoding"),
     )
+    encoded = _without_broken(encoded, ",".join(names), recipe.data, notices)
     if cut := sum(encoded["cut"]):
         notices.append(
             translate(
@@ -246,6 +310,8 @@ def _fingerprint(rows: Dataset, recipe: Recipe, encoding: Encoding) -> str:
                 encoding.mask_history,
                 vocabulary,
                 tokenizer.add_bos_token,
+                tokenizer.eos_token_id,
+                language(),  # of what is wrong with rows
             )
         )
     )
@@ -264,38 +330,60 @@ def _packed(rows: Dataset, data: DataArguments) -> Dataset:
     )
 
 
-def _examples(batch: dict[str, list[Any]]) -> Iterator[Example]:
-    for values in zip(*batch.values(), strict=True):
-        cells = dict(zip(batch, values, strict=True))
-        rounds = tuple((question, answer) for question, answer in cells.pop("rounds"))
-        yield Example(rounds=rounds, **cells)
+_Batch = dict[str, list[Any]]
+_NOTHING = Encoded([], [])
 
 
-def _columns(encoded: Sequence[Encoded], prefix: str = "") -> dict[str, list[Any]]:
+def _examples(batch: _Batch) -> Iterator[Example]:
+    kept = [name for name in batch if name != "place"]
+    for values in zip(*(batch[name] for name in kept), strict=True):
+        cells = dict(zip(kept, values, strict=True))
+        rounds, marks = (tuple(map(tuple, cells.pop(name))) for name in ("rounds", "marks"))
+        yield Example(rounds=rounds, marks=marks, **cells)
+
+
+def _encode_each(
+    encode: Callable[[Example], _Result], nothing: _Result, batch: _Batch
+) -> tuple[list[_Result], list[str]]:
+    """Encode rows; return also what is wrong with each, "" where it is nothing."""
+    results, problems = [], []
+    for place, example in zip(batch["place"], _examples(batch), strict=True):
+        result, problem = nothing, ""
+        try:
+            result = encode(example)
+        except DataError as error:
+            problem = f"{place}: {error}"
+        results.append(result)
+        problems.append(problem)
+    return results, problems
+
+
+def _columns(encoded: Sequence[Encoded], prefix: str = "") -> _Batch:
     return {
         f"{prefix}input_ids": [row.ids for row in encoded],
         f"{prefix}labels": [row.labels for row in encoded],
     }
 
 
-def _answer_batch(encoding: Encoding, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    encoded = [encoding.answers(example) for example in _examples(batch)]
-    return {**_columns(encoded), "cut": [row.cut for row in encoded]}
+def _answer_batch(encoding: Encoding, batch: _Batch) -> _Batch:
+    rows, problems = _encode_each(encoding.answers, _NOTHING, batch)
+    return {**_columns(rows), "cut": [row.cut for row in rows], "problem": problems}
 
 
-def _text_batch(encoding: Encoding, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    encoded = [piece for text in batch["text"] for piece in encoding.text(text)]
-    return {**_columns(encoded), "cut": [False] * len(encoded)}
+def _text_batch(encoding: Encoding, batch: _Batch) -> _Batch:
+    rows = [piece for text in batch["text"] for piece in encoding.text(text)]
+    return {**_columns(rows), "cut": [False] * len(rows), "problem": [""] * len(rows)}
 
 
-def _preference_batch(encoding: Encoding, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    pairs = [encoding.preference(example) for example in _examples(batch)]
+def _preference_batch(encoding: Encoding, batch: _Batch) -> _Batch:
+    pairs, problems = _encode_each(encoding.preference, (_NOTHING, _NOTHING), batch)
     better, worse = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     cut = [pair[0].cut for pair in pairs]
-    return {**_columns(better, "chosen_"), **_columns(worse, "rejected_"), "cut": cut}
+    both = {**_columns(better, "chosen_"), **_columns(worse, "rejected_")}
+    return {**both, "cut": cut, "problem": problems}
 
 
-_BATCHES: dict[str, Callable[[Encoding, dict[str, list[Any]]], dict[str, list[Any]]]] = {
+_BATCHES: dict[str, Callable[[Encoding, _Batch], _Batch]] = {
     "sft": _answer_batch,
     "pt": _text_batch,
     "dpo": _preference_batch,

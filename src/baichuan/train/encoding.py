@@ -58,11 +58,19 @@ class Encoding:
         learned; if a single round is too long, question and answer are cut.
 
         Raises:
-            DataError: the limit leaves no room for anything.
+            DataError: the limit leaves no room for anything that is learned.
         """
-        if self.mask_history:
-            (encoded,) = self._last(example, (example.rounds[-1][1],))
-            return encoded
+        encoded = self._last_answer(example) if self.mask_history else self._all_answers(example)
+        if all(label == IGNORED for label in encoded.labels[1:]):  # nothing predicts the first one
+            raise DataError(
+                "none of its turns that are to be learned fits into {limit} tokens; raise "
+                "--cutoff_len, or leave the row out.",
+                limit=self.cutoff_len,
+            )
+        return encoded
+
+    def _all_answers(self, example: Example) -> Encoded:
+        learned = self._learned(example)
         turns = [self._turn(example, number) for number in range(len(example.rounds))]
         kept, used = 0, 1 - self.template.closes_each
         for question, answer in turns:
@@ -71,8 +79,21 @@ class Encoding:
                 break
             kept += 1
         if not kept:
-            return self._cut_round(example.system, *example.rounds[0])
-        return self._joined(turns[:kept], cut=kept < len(turns))
+            return self._cut_round(example.system, *example.rounds[0], learned[:1])
+        return self._joined(turns[:kept], learned, cut=kept < len(turns))
+
+    def _last_answer(self, example: Example) -> Encoded:
+        _, learned = self._learned(example)[-1]
+        (encoded,) = self._last(example, (example.rounds[-1][1],), learned=learned)
+        return encoded
+
+    def _learned(self, example: Example) -> Sequence[tuple[bool, bool]]:
+        """Return of each round whether question and answer are learned: as marked, else asked."""
+        marks = example.marks or [(None, None)] * len(example.rounds)
+        return [
+            (self.train_on_prompt if asked is None else asked, said is not False)
+            for asked, said in marks
+        ]
 
     def preference(self, example: Example) -> tuple[Encoded, Encoded]:
         """Encode the better and the worse answer, each behind the same question.
@@ -103,52 +124,63 @@ class Encoding:
         )
 
     def _joined(
-        self, turns: Sequence[tuple[list[int], list[int]]], *, cut: bool, learned: int = 0
+        self,
+        turns: Sequence[tuple[list[int], list[int]]],
+        learned: Sequence[tuple[bool, bool]],
+        *,
+        cut: bool,
     ) -> Encoded:
-        """Join rounds; of those before number `learned` nothing is learned."""
+        """Join rounds; `learned` says of each whether question and answer are."""
         end = self.tokenizer.eos_token_id
         ids: list[int] = []
         labels: list[int] = []
         for number, (question, answer) in enumerate(turns):
             last = number == len(turns) - 1
-            closing = [end] if last or self.template.closes_each else []
-            masked = number < learned
-            asked = question if self.train_on_prompt else [IGNORED] * len(question)
-            if not self.template.closes_each and number > learned:
-                asked = [end, *asked[1:]]  # of the answer before, which has no marker of its own
-            said = [*answer, *closing]
+            said = [*answer, *([end] if last or self.template.closes_each else [])]
+            learns_question, learns_answer = learned[number]
+            asked = list(question) if learns_question else [IGNORED] * len(question)
+            if number and not self.template.closes_each:
+                # The end of the answer before, which has no marker of its own.
+                asked[0] = end if learned[number - 1][1] else IGNORED
             ids += [*question, *said]
-            labels += [IGNORED] * (len(question) + len(said)) if masked else [*asked, *said]
+            labels += [*asked, *(said if learns_answer else [IGNORED] * len(said))]
         return Encoded(ids, labels, cut)
 
-    def _last(self, example: Example, answers: Sequence[str]) -> Iterator[Encoded]:
+    def _last(
+        self, example: Example, answers: Sequence[str], *, learned: bool = True
+    ) -> Iterator[Encoded]:
         """Encode each answer behind all rounds that fit; only the answer is learned."""
         said = [self.tokenizer.encode_text(answer) for answer in answers]
         longest = max(map(len, said))
+        alone = [*[(False, False)] * (len(example.rounds) - 1), (False, learned)]
         for start in range(len(example.rounds)):
             rounds = Example(example.system, example.rounds[start:])
             turns = [self._turn(rounds, number) for number in range(len(rounds.rounds))]
             turns[-1] = (turns[-1][0], [])
-            read = self._joined(turns, cut=start > 0, learned=len(turns) - 1)
+            read = self._joined(turns, alone[start:], cut=start > 0)
             if len(read.ids) + longest <= self.cutoff_len:
                 break
         else:
-            yield from self._cut_last(example, said)
+            yield from self._cut_last(example, said, alone[-1:])
             return
         for answer in said:
             whole = [*turns[:-1], (turns[-1][0], answer)]
-            yield self._joined(whole, cut=start > 0, learned=len(turns) - 1)
+            yield self._joined(whole, alone[start:], cut=start > 0)
 
-    def _cut_last(self, example: Example, said: Sequence[list[int]]) -> Iterator[Encoded]:
+    def _cut_last(
+        self, example: Example, said: Sequence[list[int]], learned: Sequence[tuple[bool, bool]]
+    ) -> Iterator[Encoded]:
         """Cut the last question, and the answers by the length of the longest."""
         asked, room = self._shortened(example.system, example.rounds[-1][0], max(map(len, said)))
         for answer in said:
-            yield self._joined([(asked, answer[:room])], cut=True)
+            yield self._joined([(asked, answer[:room])], learned, cut=True)
 
-    def _cut_round(self, system: str, question: str, answer: str) -> Encoded:
+    def _cut_round(
+        self, system: str, question: str, answer: str, learned: Sequence[tuple[bool, bool]]
+    ) -> Encoded:
         said = self.tokenizer.encode_text(answer)
         asked, room = self._shortened(system, question, len(said))
-        return self._joined([(asked, said[:room])], cut=True)
+        return self._joined([(asked, said[:room])], learned, cut=True)
 
     def _shortened(self, system: str, question: str, answer: int) -> tuple[list[int], int]:
         """Encode as much of a question as its share allows; give also the answer's share.

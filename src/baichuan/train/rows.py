@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its httpx
+from pyarrow import ArrowException, RecordBatch
+from pyarrow.ipc import open_stream
+from pyarrow.parquet import ParquetFile
 
 from baichuan.errors import DataError, DownloadError
 from baichuan.language import translate
@@ -26,7 +27,7 @@ _LONGEST_CELL = 2**31 - 1
 
 
 def rows_of(source: Source) -> Iterator[Placed]:
-    """Give rows in order, as many as the source may give.
+    """Yield rows in order, as many as the source may give.
 
     Raises:
         DataError: a file is not what its name says; names file and line.
@@ -36,24 +37,48 @@ def rows_of(source: Source) -> Iterator[Placed]:
     return islice(every, source.num_samples)
 
 
+def hub_dataset(source: Source) -> Dataset:
+    """Return the split of a data set of the hub; what was fetched is kept by `datasets`.
+
+    Raises:
+        DownloadError: it is not there, or it has no such split.
+    """
+    try:
+        found = load_dataset(source.hub, source.subset, data_dir=source.folder, split=source.split)
+        if source.split:
+            return found
+        return found[next(split for split in source.splits if split in found)]
+    except StopIteration:
+        why = translate("its splits are {splits}", splits=", ".join(map(str, found)))
+        raise _not_fetched(source, why) from None
+    except (OSError, ValueError, DatasetsError, HTTPError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise _not_fetched(source, why) from error
+
+
+def _not_fetched(source: Source, why: str) -> DownloadError:
+    return DownloadError(
+        "The data set {name!r} could not be fetched from the hub ({why}). Give a file of its "
+        "rows instead.",
+        name=source.hub,
+        why=why,
+    )
+
+
 def _file_rows(files: tuple[Path, ...]) -> Iterator[Placed]:
-    readers = {".csv": _csv_rows, ".parquet": _parquet_rows, ".txt": _text_rows}
+    readers = {
+        ".csv": _csv_rows,
+        ".parquet": _parquet_rows,
+        ".arrow": _arrow_rows,
+        ".txt": _text_rows,
+    }
     for path in files:
         yield from readers.get(path.suffix, _json_rows)(path)
 
 
 def _hub_rows(source: Source) -> Iterator[Placed]:
-    try:
-        rows = load_dataset(source.hub, source.subset, data_dir=source.folder, split=source.split)
-    except (OSError, ValueError, DatasetsError, HTTPError) as error:
-        raise DownloadError(
-            "The data set {name!r} could not be fetched from the hub ({why}). Give a file of its "
-            "rows instead.",
-            name=source.hub,
-            why=(str(error) or type(error).__name__).splitlines()[0],
-        ) from error
-    for number, row in enumerate(rows, 1):
-        yield _row(source.hub or source.name, number), row
+    for number, row in enumerate(hub_dataset(source), 1):
+        yield _row(source.hub, number), row
 
 
 def _row(place: object, number: int) -> str:
@@ -106,15 +131,28 @@ def _csv_rows(path: Path) -> Iterator[Placed]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Placed]:
+    return _table_rows(path, "Parquet", lambda: ParquetFile(path).iter_batches(1000))
+
+
+def _arrow_rows(path: Path) -> Iterator[Placed]:
+    """Read what `save_to_disk` writes, an Arrow stream."""
+    return _table_rows(path, "Arrow", lambda: open_stream(path))
+
+
+def _table_rows(
+    path: Path, kind: str, batches: Callable[[], Iterable[RecordBatch]]
+) -> Iterator[Placed]:
+    number = 0
     try:
-        number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1000):
+        for batch in batches():
             for row in batch.to_pylist():
                 number += 1
                 yield _row(path, number), row
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ArrowException) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError("{file} is not Parquet: {reason}.", file=path, reason=reason) from error
+        raise DataError(
+            "{file} is not {kind}: {reason}.", file=path, kind=kind, reason=reason
+        ) from error
 
 
 def _text_rows(path: Path) -> Iterator[Placed]:

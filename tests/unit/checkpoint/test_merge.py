@@ -12,7 +12,8 @@ import baichuan
 from baichuan.checkpoint import rewrite
 from baichuan.checkpoint.load import load
 from baichuan.checkpoint.merge import merge_adapter
-from baichuan.errors import CheckpointError, UsageError
+from baichuan.cli.merge import run_merge
+from baichuan.errors import CheckpointError, DownloadError, UsageError
 from baichuan.model.adapters import attach_adapter, with_quantized
 from baichuan.quant.linear import QuantizedLinear
 
@@ -180,3 +181,25 @@ def test_an_adapter_knows_its_model(source, tmp_path):
     )
     with pytest.raises(UsageError, match="does not say on which model it was trained"):
         load(adapter=adapter)
+
+
+@pytest.mark.parametrize(
+    ("base", "error"),
+    [
+        ("/on/another/machine/base", CheckpointError),
+        ("base", CheckpointError),
+        ("models/base", DownloadError),  # a relative path looks like a name on the hub
+    ],
+)
+@pytest.mark.parametrize("bits", [None], indirect=True)
+def test_a_model_that_is_not_here_is_said_to_be_the_adapters(source, tmp_path, base, error):
+    adapter = adapter_for(source, tmp_path)
+    file = adapter / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+    said = rf"{base}'(?s:.*)adapter_config.json says as base_model_name_or_path (?s:.*) --model"
+    with pytest.raises(error, match=said):
+        load(adapter=adapter, local_files_only=True)
+    with pytest.raises(CheckpointError, match=r"adapter_config.json says as base_model"):
+        file.write_text(json.dumps({**settings, "base_model_name_or_path": "/not/here"}))
+        run_merge(adapter, tmp_path / "merged", None)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from baichuan.errors import DataError, UsageError
+from baichuan.errors import DataError, DownloadError, UsageError
 from baichuan.train import data
 from baichuan.train.arguments import parse
 
@@ -58,6 +61,92 @@ def test_a_data_set_for_evaluation(load, tmp_path):
     (tmp_path / "held.json").write_text(json.dumps(ROWS[:3]))
     splits = load("--eval_dataset", "held.json")
     assert (len(splits.train), len(splits.evaluation)) == (40, 3)
+
+
+def test_the_split_of_a_folder_is_read_and_said(load, tmp_path, tokenizer):
+    for split, rows in (("train", ROWS[:3]), ("test", ROWS[3:5]), ("validation", ROWS[5:6])):
+        table = pyarrow.Table.from_pylist(rows)
+        pyarrow.parquet.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    (tmp_path / "data").mkdir()
+    for file in tmp_path.glob("*.parquet"):
+        file.rename(tmp_path / "data" / file.name)
+    splits = load("--dataset", "data", "--eval_dataset", "data")
+    assert (len(splits.train), len(splits.evaluation)) == (3, 1)
+    assert splits.notices == (
+        "Of 'data' the split 'train' is read; not read: test-00000-of-00001.parquet, "
+        "validation-00000-of-00001.parquet.",
+        "Of 'data' the split 'validation' is read; not read: test-00000-of-00001.parquet, "
+        "train-00000-of-00001.parquet.",
+    )
+    entry = {"file_name": "data", "split": "test"}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"held": entry}))
+    assert len(load("--dataset", "held").train) == 2
+
+
+def test_a_split_of_the_hub(tmp_path, tokenizer, monkeypatch):
+    """`datasets` takes a folder for a repository of the hub."""
+    (tmp_path / "owner" / "rows").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = parse(["--dataset", "hub", "--eval_dataset", "hub", "--dataset_dir", "."])
+    for held in (2, 4):  # and again where the repository has changed
+        for split, rows in (("train", ROWS[:3]), ("test", ROWS[-held:])):
+            text = "\n".join(map(json.dumps, rows))
+            (tmp_path / "owner" / "rows" / f"{split}.jsonl").write_text(text)
+        entries = {"hub": {"hf_hub_url": "owner/rows"}}
+        (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+        splits = data.load(recipe, tokenizer)
+        assert (len(splits.train), len(splits.evaluation)) == (3, held)
+    entries["hub"]["split"] = "validation"
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    with pytest.raises(DownloadError, match=r"could not be fetched from the hub .*validation"):
+        data.load(recipe, tokenizer)
+
+
+SHAPES = {
+    "rows.jsonl": lambda rows: ("\ufeff" + "\n".join(map(json.dumps, rows))).encode(),
+    "rows.json": lambda rows: json.dumps(rows).encode(),
+    "rows.csv": lambda rows: ("\ufeffinstruction,input,output\n" + "\n".join(
+        ",".join(row.values()) for row in rows)).encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*SHAPES, "rows.parquet", "several"])
+def test_only_the_columns_that_the_registry_names_are_read(load, tmp_path, tokenizer, name):
+    rows = [{"instruction": "usual", "input": "asked", "output": f"answer {n}"} for n in (1, 2)]
+    if name == "several":
+        for number, row in enumerate(rows):
+            (tmp_path / f"{number}.jsonl").write_text(json.dumps(row))
+    elif name == "rows.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(SHAPES[name](rows))
+    files = ["0.jsonl", "1.jsonl"] if name == "several" else name
+    entry = {"file_name": files, "columns": {"prompt": "input", "response": "output"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    texts = [
+        tokenizer.decode(ids) for ids in load("--dataset", "mine", name="x").train["input_ids"]
+    ]
+    assert [text.split("<reserved_103>")[0].split() for text in texts] == [
+        ["<reserved_102>", "asked"]
+    ] * 2
+    assert "answer 1" in texts[0]
+    assert "answer 2" in texts[1]
+
+
+def test_columns_of_the_registry_that_no_row_has(load, tmp_path):
+    columns = {"prompt": "instruction", "query": "inputt", "response": "output"}
+    entry = {"file_name": "rows.json", "columns": columns}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    with pytest.raises(DataError, match=r"names \(query: inputt\).* are instruction, output"):
+        load("--dataset", "mine")
+
+
+def test_marks_of_turns_decide_what_is_learned(load, tokenizer):
+    turns = [("user", "q"), ("assistant", "masked"), ("user", "r"), ("assistant", "fine")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    messages[1]["weight"] = 0
+    labels = load(rows=[{"messages": messages}]).train[0]["labels"]
+    assert tokenizer.decode([i for i in labels if i >= 0]).split() == ["fine</s>"]
 
 
 def count_learned(rows) -> int:
@@ -138,10 +227,48 @@ def test_nothing_left_to_learn_from(load):
         load("--val_size", "40")
 
 
-def test_a_row_without_room_is_named_by_what_to_do(load):
-    rows = [{"instruction": "q", "output": "a", "system": "hello " * 40}]
-    with pytest.raises(DataError, match="leave no room in 16 tokens; raise --cutoff_len"):
-        load("--cutoff_len", "16", rows=rows)
+LONG = "hello " * 40
+MESSAGES = [
+    {"role": "user", "content": LONG},
+    {"role": "assistant", "content": "a", "weight": 0},
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "b"},
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "row", "problem"),
+    [
+        ((), {"instruction": "q", "output": "a", "system": LONG}, "leave no room in 16 tokens"),
+        (("--mask_history",), {"instruction": "q", "output": "a", "system": LONG}, "leave no room"),
+        (
+            (),
+            {"messages": MESSAGES},
+            "none of its turns that are to be learned fits into 16 tokens",
+        ),
+        (
+            ("--stage", "dpo"),
+            {"instruction": "q", "chosen": "a", "rejected": "b", "system": LONG},
+            "leave no room in 16 tokens",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_encoded_is_broken_as_others_are(load, flags, row, problem):
+    good = {"instruction": "q", "output": "a", "chosen": "a", "rejected": "b"}
+    flags = ("--cutoff_len", "16", *flags)
+    with pytest.raises(DataError) as raised:
+        load(*flags, rows=[good, row, good])
+    lines = str(raised.value).splitlines()
+    assert lines[0].startswith("1 rows of 'rows.json' cannot be learned from; mend them, or leave")
+    assert "rows.json, row 2: " in lines[1]
+    assert problem in lines[1]
+    splits = load(*flags, "--skip_broken_rows", rows=[good, row, good])
+    assert len(splits.train) == 2
+    assert "1 broken rows of 'rows.json' are left out; the first: " in splits.notices[0]
+    splits = load(*flags, "--skip_broken_rows", "--val_size", "1", rows=[good, good, row, good])
+    assert len(splits.train) + len(splits.evaluation) == 3
+    with pytest.raises(DataError, match=r"'rows.json' has no rows"):
+        load(*flags, "--skip_broken_rows", rows=[row])
 
 
 def test_rows_that_were_cut_are_counted(load):
@@ -162,6 +289,43 @@ def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(tmp_path, toke
     assert data.load(recipe, tokenizer).train.cache_files == before
     rows.write_text('{"instruction": "q", "output": "a"}\n' * 2)
     assert len(data.load(recipe, tokenizer).train) == 2
+
+
+def test_a_file_changed_under_its_size_and_date_is_read_again(tmp_path, tokenizer):
+    rows = tmp_path / "rows.json"
+    recipe = parse(["--dataset", str(rows), "--output_dir", str(tmp_path)])
+    digests = []
+    for answer in ("fine", "good"):
+        rows.write_text(json.dumps([{"instruction": "q", "output": answer}]))
+        os.utime(rows, (0, 0))
+        splits = data.load(recipe, tokenizer)
+        assert answer in tokenizer.decode(splits.train[0]["input_ids"])
+        digests.append(splits.digest())
+    assert digests[0] != digests[1]
+
+
+def test_the_digest_is_of_what_is_learned_and_not_of_where_it_lies(load, tmp_path):
+    digest = load().digest()
+    os.utime(tmp_path / "rows.json", (0, 0))
+    again = load("--dataset", "other.jsonl", "--overwrite_cache",
+                 rows="\n".join(map(json.dumps, ROWS)), name="other.jsonl")  # fmt: skip
+    assert again.digest() == digest
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows"),
+    [
+        ((), ROWS[::-1]),
+        ((), [*ROWS[:-1], {**ROWS[-1], "output": "another"}]),
+        (("--template", "vanilla"), ROWS),
+        (("--train_on_prompt",), ROWS),  # the same ids with other labels
+        (("--val_size", "2"), ROWS),
+        (("--packing",), ROWS),
+        (("--eval_dataset", "rows.json"), ROWS),
+    ],
+)
+def test_the_digest_tells_data_apart(load, flags, rows):
+    assert load(*flags, rows=rows).digest() != load().digest()
 
 
 def test_a_batch_is_padded_on_the_right_to_a_multiple_of_eight(tokenizer):

@@ -67,6 +67,48 @@ def test_a_history_is_read_and_not_learned_if_asked_for():
     assert row.labels == [X, X, X, X, X, X, X, *ids("b"), END]
 
 
+N, F, T = None, False, True
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "marks", "labels"),
+    [
+        # What is read: U q A a U r A b END in the chat's format, q a END r b END in vanilla.
+        ("baichuan", {}, ((N, F), (N, N)), [X, X, X, X, X, X, X, *ids("b"), END]),
+        ("baichuan", {}, ((N, N), (N, F)), [X, X, X, *ids("a"), END, X, X, X, X]),
+        ("baichuan", {}, ((N, F), (T, T)), [X, X, X, X, X, *ids("r"), A, *ids("b"), END]),
+        (
+            "baichuan",
+            {"train_on_prompt": True},
+            ((F, F), (N, N)),
+            [X, X, X, X, X, *ids("r"), A, *ids("b"), END],
+        ),
+        ("baichuan", {"mask_history": True}, ((T, T), (T, T)), [X] * 7 + [*ids("b"), END]),
+        ("vanilla", {}, ((N, F), (N, N)), [X, X, X, X, *ids("b"), END]),
+        ("vanilla", {}, ((N, T), (N, F)), [X, *ids("a"), END, X, X, X]),
+    ],
+)
+def test_marked_turns_are_read_and_learned_as_they_say(template, options, marks, labels):
+    example = Example(rounds=(("q", "a"), ("r", "b")), marks=marks)
+    row = encoding(template, **options).answers(example)
+    plain = encoding(template).answers(Example(rounds=example.rounds))
+    assert (row.ids, row.labels) == (plain.ids, labels)
+
+
+@pytest.mark.parametrize(
+    ("marks", "options"),
+    [
+        (((N, F), (N, F)), {}),
+        (((N, T), (N, F)), {"mask_history": True}),
+        (((N, F), (N, T)), {"limit": 16}),  # the second round is cut
+    ],
+)
+def test_a_row_of_which_nothing_is_learned_is_refused(marks, options):
+    example = Example(rounds=(("q", "a"), ("r", "b" * 20)), marks=marks)
+    with pytest.raises(DataError, match="none of its turns that are to be learned fits into"):
+        encoding(**options).answers(example)
+
+
 PREFIX = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."

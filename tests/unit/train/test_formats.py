@@ -82,10 +82,201 @@ def test_preferences(row):
 
 
 @pytest.mark.parametrize(
-    ("row", "columns"), [({"text": "t"}, {}), ({"content": "t"}, {"prompt": "content"})]
+    ("row", "columns"),
+    [
+        ({"text": "t"}, {}),
+        ({"content": "t"}, {"prompt": "content"}),
+        ({"content": "t", "text": "title"}, {"prompt": "content"}),
+        ({"body": "t", "content": "title", "text": ""}, {"text": "body", "prompt": "content"}),
+    ],
 )
 def test_plain_text(row, columns):
     assert read(row, Layout(columns=columns), "pt") == Example(text="t")
+
+
+ALPACA = {
+    "instruction": "usual question",
+    "input": "q",
+    "output": "a",
+    "system": "usual system",
+    "history": [["x", "y"]],
+    "chosen": "good",
+    "rejected": "bad",
+    "kto_tag": False,
+    "images": ["a.png"],
+}
+
+
+@pytest.mark.parametrize(
+    ("columns", "stage", "expected"),
+    [
+        ({"prompt": "input", "response": "output"}, "sft", Example(rounds=(("q", "a"),))),
+        (
+            {"prompt": "input", "response": "output", "history": "history"},
+            "sft",
+            Example(rounds=(("x", "y"), ("q", "a"))),
+        ),
+        (
+            {"prompt": "input", "chosen": "chosen", "rejected": "rejected"},
+            "dpo",
+            Example(rounds=(("q", ""),), chosen="good", rejected="bad"),
+        ),
+        ({"prompt": "input"}, "pt", Example(text="q")),
+    ],
+)
+def test_once_columns_are_named_no_other_is_read(columns, stage, expected):
+    assert read(ALPACA, Layout(columns=columns), stage) == expected
+    assert read(ALPACA, Layout("alpaca", columns=columns), stage) == expected
+
+
+@pytest.mark.parametrize("formatting", [None, "sharegpt"])
+def test_once_columns_are_named_no_other_is_read_beside_a_conversation(formatting):
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    row = {**ALPACA, "conversations": turns[:1], "talk": turns}
+    layout = Layout(formatting, columns={"messages": "talk"})
+    assert sft(row, layout) == Example(rounds=(("q", "a"),))
+    layout = Layout(formatting, columns={"messages": "talk", "system": "system"})
+    assert sft(row, layout) == Example("usual system", (("q", "a"),))
+
+
+def test_named_columns_choose_the_layout_and_turns_the_keys():
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    row = {"messages": turns, "instruction": "r", "output": "b"}
+    alpaca = Layout(columns={"prompt": "instruction", "response": "output"})
+    assert sft(row, alpaca) == Example(rounds=(("r", "b"),))
+    named = Layout(columns={"messages": "messages"})
+    assert sft(row, named) == sft({"conversations": turns}) == Example(rounds=(("q", "a"),))
+
+
+def test_once_tags_are_named_no_other_role_is_read():
+    tags = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
+    row = {
+        "conversations": [
+            {"from": "system", "value": "s"},
+            {"from": "human", "value": "q"},
+            {"from": "gpt", "value": "a"},
+        ]
+    }
+    assert sft(row, Layout("sharegpt")).system == "s"
+    with pytest.raises(DataError, match="said by 'system'; it must be one of human, gpt"):
+        sft(row, Layout("sharegpt", tags=tags))
+
+
+@pytest.mark.parametrize(
+    ("columns", "stage", "problem"),
+    [
+        ({"prompt": "instruction"}, "sft", "no 'response', and only the columns named there"),
+        ({"query": "input", "response": "output"}, "sft", "'columns' .* has no 'prompt'"),
+        ({"prompt": "instruction"}, "dpo", "has no 'chosen'"),
+        ({"system": "system"}, "pt", "has no 'prompt'"),
+    ],
+)
+def test_columns_that_are_needed_must_be_named(columns, stage, problem):
+    with pytest.raises(DataError, match=problem):
+        read(ALPACA, Layout(columns=columns), stage)
+
+
+def test_plain_text_is_not_taken_from_an_instruction():
+    with pytest.raises(DataError, match="it has no 'text'; its columns are instruction, output"):
+        read({"instruction": "q", "output": "a"}, PLAIN, "pt")
+
+
+def marked(*marks: dict[str, object], roles: tuple[str, ...] = ("user", "assistant") * 2):
+    return [
+        {"role": role, "content": text, **mark}
+        for role, text, mark in zip(roles, "qarb", [*marks, {}, {}, {}, {}], strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("marks", "expected"),
+    [
+        ([{}, {"weight": 0}], ((None, False), (None, None))),
+        ([{}, {"weight": 0.0}, {}, {"weight": 1}], ((None, False), (None, True))),
+        ([{}, {"loss": False}], ((None, False), (None, None))),
+        ([{"train": False}, {"train": True}], ((False, True), (None, None))),
+        ([{"loss": True}, {"loss": None}], ((True, None), (None, None))),
+        ([{}, {"weight": 1, "train": False}], ((None, False), (None, None))),
+        ([{}, {"weight": None, "loss": None}], ()),
+    ],
+)
+def test_turns_say_whether_they_are_learned(marks, expected):
+    turns = marked(*marks)
+    assert sft({"messages": turns}) == Example(rounds=(("q", "a"), ("r", "b")), marks=expected)
+    renamed = [
+        {
+            "from": {"user": "human"}.get(turn.pop("role"), "gpt"),
+            "value": turn.pop("content"),
+            **turn,
+        }
+        for turn in turns
+    ]
+    assert sft({"conversations": renamed}).marks == expected
+
+
+def test_a_system_text_is_marked_with_the_first_question():
+    roles = ("system", "user", "assistant")
+    row = {"messages": marked({"loss": False}, {}, {"loss": True}, roles=roles)}
+    assert sft(row).marks == ((False, True),)
+    row = {"messages": marked({"loss": False}, {"loss": True}, roles=roles)}
+    with pytest.raises(DataError, match="the system text is marked False, the first question True"):
+        sft(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"messages": marked({}, {"weight": 0.5})}, r"'messages\[1\].weight' is 0.5; allowed is 0"),
+        ({"messages": marked({}, {"loss": "no"})}, r"'messages\[1\].loss' is 'no'"),
+        (
+            {"messages": marked({}, {"tool_calls": [{"id": 1}]})},
+            r"'messages\[1\].tool_calls' is .*; tool_calls is not supported in training",
+        ),
+        ({"messages": marked({"images": ["a"]})}, r"'messages\[0\].images'"),
+        ({"messages": marked(), "tools": "[{}]"}, "its 'tools' is .* is not supported in training"),
+        ({"instruction": "q", "output": "a", "kto_tag": False}, "its 'kto_tag' is False"),
+        ({"instruction": "q", "output": "a", "image": {"bytes": b"x"}}, "its 'image' is"),
+        ({"instruction": "<image>\nWho?", "output": "a"}, "'instruction' holds '<image>'"),
+        ({"instruction": "Who?", "input": "see <audio>", "output": "a"}, "'input' holds '<audio>'"),
+        (
+            {"instruction": "q", "output": "a", "history": [["<video>Why?", "b"]]},
+            r"'history\[0\]\[0\]' holds '<video>'",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Who? <image>\n"}]},
+            r"'conversations\[0\].value' holds '<image>'",
+        ),
+    ],
+)
+def test_what_is_not_learned_from_is_refused(row, problem):
+    with pytest.raises(DataError, match=problem):
+        sft(row)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"tools": ""}, {"tools": "[]", "images": []}, {"videos": None, "id": 7, "weight": "9 kg"}],
+)
+def test_what_says_nothing_is_passed_over(more):
+    row = {"instruction": "Use <video> for it?", "output": "<image> is SVG's", **more}
+    assert sft(row) == Example(rounds=(("Use <video> for it?", "<image> is SVG's"),))
+
+
+def test_columns_that_are_not_supported_are_refused_under_any_name():
+    row = {"talk": marked(), "label": True}
+    layout = Layout(columns={"messages": "talk", "kto_tag": "label"})
+    with pytest.raises(DataError, match="its 'label' is True; kto_tag is not supported"):
+        sft(row, layout)
+
+
+def test_an_answer_that_is_not_to_be_learned_is_no_preference():
+    row = {
+        "messages": marked()[:1],
+        "chosen": {"role": "assistant", "content": "a", "weight": 0},
+        "rejected": "b",
+    }
+    with pytest.raises(DataError, match="'chosen' is marked as not to be learned"):
+        read(row, PLAIN, "dpo")
 
 
 USER = {"role": "user", "content": "q"}

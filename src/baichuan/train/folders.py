@@ -1,0 +1,136 @@
+"""From a file or folder to the files of one split: train, validation or test.
+
+a folder of files        data/train-00000-of-00002.parquet, test.jsonl, dev/rows.json
+save_to_disk of datasets state.json with the names of .arrow files, or dataset_dict.json with
+                         the names of the splits, each a folder
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from baichuan.errors import DataError
+
+#: Files that can be read.
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
+_STATE, _SPLITS = "state.json", "dataset_dict.json"
+#: JSON beside the rows that is not rows.
+_NOT_ROWS = {"dataset_info.json", "dataset_infos.json", _STATE, _SPLITS}
+#: How names say which split a file or folder is, as words: the hub's own list. Of a name with
+#: several, the first of these counts.
+_WORDS = {
+    "test": ("test", "testing", "eval", "evaluation"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "train": ("train", "training"),
+}
+
+
+class Found(NamedTuple):
+    """Files of one split.
+
+    Attributes:
+        split: its name.
+        files: in order.
+        others: files of other splits, which are not read.
+    """
+
+    split: str
+    files: tuple[Path, ...]
+    others: tuple[Path, ...] = ()
+
+
+def find_files(path: Path, splits: Sequence[str], *, named: bool) -> Found:
+    """Find the files of the first split that is there.
+
+    Args:
+        path: a file, a folder of files, or a folder that `save_to_disk` of datasets wrote. A file
+            or one saved split is read whatever its name, unless the registry names another split.
+        splits: in the order of preference.
+        named: the registry names the split, so that it must be there.
+
+    Raises:
+        DataError: nothing there can be read, or it is of other splits.
+    """
+    groups = _groups(path)
+    if (path.is_file() or (path / _STATE).is_file()) and (not named or "train" in splits):
+        splits = list(groups)
+    split = next((name for name in splits if name in groups), None)
+    if split is None:
+        raise DataError(
+            "{path} has no split {split!r}; it has {present}. Name one as 'split' in "
+            "dataset_info.json, or name a file in place of the folder.",
+            path=path,
+            split=splits[0],
+            present=", ".join(groups),
+        )
+    others = [file for name, files in groups.items() if name != split for file in files]
+    return Found(split, tuple(groups[split]), tuple(others))
+
+
+def _readable(path: Path) -> Path:
+    if path.suffix not in SUFFIXES:
+        raise DataError(
+            "{path} cannot be read; files of rows end in {suffixes}.",
+            path=path,
+            suffixes=", ".join(SUFFIXES),
+        )
+    return path
+
+
+def _groups(path: Path) -> Mapping[str, Sequence[Path]]:
+    """Return the files of a file or folder by split."""
+    if path.is_file():
+        return {_split_of(path.name) or "train": [_readable(path)]}
+    if (path / _SPLITS).is_file():
+        names = _read(path / _SPLITS, "splits")
+        return {str(name): list(_saved(path / str(name))) for name in names}
+    if (path / _STATE).is_file():
+        return {_split_of(path.name) or "train": list(_saved(path))}
+    groups: dict[str, list[Path]] = {}
+    for file in _files(path):
+        # A folder's name counts where the file's own says nothing: train/rows.json.
+        place = file.relative_to(path)
+        split = next(filter(None, map(_split_of, reversed(place.parts))), None)
+        groups.setdefault(split or "train", []).append(file)
+    if not groups:
+        raise DataError(
+            "{path} holds no file that ends in {suffixes}.",
+            path=path,
+            suffixes=", ".join(SUFFIXES),
+        )
+    return groups
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files of rows in a folder; else those in its `data` or in folders of splits."""
+    entries = sorted(folder.iterdir())
+    files = [file for file in entries if file.suffix in SUFFIXES and file.name not in _NOT_ROWS]
+    if files:
+        yield from files
+        return
+    for inner in entries:
+        if inner.is_dir() and (inner.name == "data" or _split_of(inner.name)):
+            yield from _files(inner)
+
+
+def _split_of(name: str) -> str | None:
+    """Return the split that a name has as a word: test-00000-of-00001.parquet, en_dev.json."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return next((split for split, known in _WORDS.items() if words.intersection(known)), None)
+
+
+def _saved(folder: Path) -> Iterator[Path]:
+    """Yield the files that `Dataset.save_to_disk` wrote, in the order of their rows."""
+    for entry in _read(folder / _STATE, "_data_files"):
+        yield folder / str(entry["filename"])
+
+
+def _read(path: Path, key: str) -> list[Any]:
+    try:
+        return list(json.loads(path.read_text("utf-8"))[key])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError("{path} cannot be read: {reason}.", path=path, reason=error) from error
