@@ -34,3 +34,25 @@ def rows(tmp_path_factory) -> Path:
     ]
     path.write_text(json.dumps(table))
     return path
+
+
+@pytest.fixture
+def command(small, rows, tmp_path):
+    """A training of a few steps, as a command line."""
+    return [
+        *("--model_name_or_path", str(small), "--dataset", str(rows)),
+        *("--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "2"),
+        *("--max_steps", "4", "--logging_steps", "1", "--learning_rate", "0.01"),
+        *("--save_strategy", "no"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory) -> Path:
+    """A question with a better and a worse answer, eight times."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.json"
+    said = {"from": "human", "value": "Is it good?"}
+    chosen, rejected = ({"from": "gpt", "value": text} for text in ("Yes, it is.", "No, never."))
+    row = {"conversations": [said], "chosen": chosen, "rejected": rejected}
+    path.write_text(json.dumps([row] * 8))
+    return path

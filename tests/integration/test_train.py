@@ -26,17 +26,6 @@ from baichuan.train.run import run
 from baichuan.train.trainer import UNFINISHED
 
 
-@pytest.fixture
-def command(small, rows, tmp_path):
-    """A training of a few steps, as a command line."""
-    return [
-        *("--model_name_or_path", str(small), "--dataset", str(rows)),
-        *("--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "2"),
-        *("--max_steps", "4", "--logging_steps", "1", "--learning_rate", "0.01"),
-        *("--save_strategy", "no"),
-    ]
-
-
 def train(command, *more):
     run(parse([*command, *more]))
 
@@ -138,12 +127,7 @@ def test_continued_pretraining_packs_plain_text(command, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_preferences(command, tmp_path, method):
-    pairs = tmp_path / "pairs.json"
-    said = {"from": "human", "value": "Is it good?"}
-    chosen, rejected = ({"from": "gpt", "value": text} for text in ("Yes, it is.", "No, never."))
-    row = {"conversations": [said], "chosen": chosen, "rejected": rejected}
-    pairs.write_text(json.dumps([row] * 8))
+def test_preferences(command, pairs, tmp_path, method):
     more = ["--stage", "dpo", "--dataset", str(pairs), "--finetuning_type", method]
     train(command, *more, "--pref_ftx", "0.1", "--learning_rate", "0.001")
     seen = losses(tmp_path / "out")

@@ -20,7 +20,7 @@ from baichuan.model import decoding
 from baichuan.model.chatting import ChatMixin
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.layers import BaichuanDecoderLayer, BaichuanRMSNorm, Rotary
-from baichuan.model.loss import next_token_loss
+from baichuan.model.loss import LOSS_OPTIONS, next_token_loss
 from baichuan.model.pretrained import BaichuanPreTrainedModel
 from baichuan.model.quantization import QuantizeMixin
 from baichuan.model.rotary import rotary_angles
@@ -207,7 +207,8 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
             logits_to_keep: compute only this many last positions (0 = all), or the positions given.
             skip_logits: with labels, give the loss alone and `logits=None`, for a small part of the
                 memory (loss.py); by default so in training mode.
-            **kwargs: `num_items_in_batch` and `shift_labels`, see `loss.next_token_loss`.
+            **kwargs: `shift_labels`, `num_items_in_batch`, `label_smoothing` and `reduction`, see
+                `loss.next_token_loss`; whole logits have the loss of transformers instead.
 
         The other arguments are those of `BaichuanModel.forward`.
         """
@@ -223,7 +224,7 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         )
         hidden, logits, loss = outputs.last_hidden_state, None, None
         if labels is not None and (self.training if skip_logits is None else skip_logits):
-            given = {name: kwargs.get(name) for name in ("shift_labels", "num_items_in_batch")}
+            given = {name: kwargs[name] for name in LOSS_OPTIONS if name in kwargs}
             loss = next_token_loss(self.lm_head, hidden, labels, **given)
         else:
             last = isinstance(logits_to_keep, int)

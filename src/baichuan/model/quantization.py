@@ -8,13 +8,16 @@ arithmetic (quant/).
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from packaging.version import Version
 from torch import nn
 from tqdm import tqdm
+from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -27,6 +30,8 @@ from baichuan.quant.plan import Plan, linears, make_room, quantize_modules
 from baichuan.quant.scheme import Scheme
 
 METHOD = "baichuan"
+#: The oldest peft that adds, loads and merges adapters here, as pyproject.toml says.
+LEAST_PEFT = "0.20"
 
 Model = TypeVar("Model", bound="QuantizeMixin")
 
@@ -152,9 +157,10 @@ class QuantizeMixin:
         """Add an adapter (LoRA, ...) as transformers does, beside quantized layers too.
 
         Raises:
-            UsageError: peft is not installed, or the adapter cannot stand beside quantized layers.
+            UsageError: peft is not installed or too old for this transformers, or the adapter
+                cannot stand beside quantized layers.
         """
-        need_peft()
+        need_peft(MIN_PEFT_VERSION)
         from baichuan.model.adapters import with_quantized
 
         assert isinstance(self, nn.Module)
@@ -205,11 +211,28 @@ class QuantizeMixin:
         return self.to(torch.float32)
 
 
-def need_peft() -> None:
-    """Raise UsageError if peft is not installed."""
+def need_peft(least: str = LEAST_PEFT) -> None:
+    """Raise UsageError if peft is not installed, or older than `least`."""
     if find_spec("peft") is None:
         raise UsageError(
             "Adapters (LoRA) need the package peft, which is not installed: pip install peft"
+        )
+    installed = version("peft")
+    if Version(installed) < Version(least) and least != LEAST_PEFT:
+        raise UsageError(
+            "peft {installed} is installed, and add_adapter of transformers {transformers} needs "
+            "peft {least} or newer: pip install -U 'peft>={least}'. Without it, use peft itself: "
+            "get_peft_model(model, baichuan.model.adapters.with_quantized(config)).",
+            installed=installed,
+            transformers=version("transformers"),
+            least=least,
+        )
+    if Version(installed) < Version(least):
+        raise UsageError(
+            "peft {installed} is installed, and adapters (LoRA) need peft {least} or newer: "
+            "pip install -U 'peft>={least}'",
+            installed=installed,
+            least=least,
         )
 
 

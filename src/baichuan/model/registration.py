@@ -7,6 +7,7 @@ False or True, so those files never run.
 from __future__ import annotations
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaiChuanForCausalLM, BaichuanForCausalLM, BaichuanModel
@@ -21,5 +22,9 @@ def register() -> None:
     # With several classes transformers picks the one that the checkpoint's `architectures` names.
     networks = (BaichuanForCausalLM, BaiChuanForCausalLM)
     AutoModelForCausalLM.register(BaichuanConfig, networks, exist_ok=True)
+    # `register` does not add to this table, by whose class names the Trainer decides whether
+    # smoothed labels are those of the next token.
+    for network in networks:
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[network.__name__] = network.__name__
     register_tokenizer()
     register_quantization()

@@ -20,20 +20,60 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from baichuan.checkpoint.load import load
 from baichuan.errors import UsageError
 from baichuan.language import translate
-from baichuan.model.adapters import attach_adapter, quiet_peft, with_quantized
+from baichuan.model.adapters import (
+    attach_adapter,
+    quiet_peft,
+    read_adapter_config,
+    with_quantized,
+)
+from baichuan.model.network import BaichuanForCausalLM
 from baichuan.model.pretrained import read_config
-from baichuan.model.quantization import to_linear
+from baichuan.model.quantization import plan_for, swap_modules, to_linear
 from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.original import OriginalLinear
+from baichuan.quant.plan import Plan, make_room
+from baichuan.quant.scheme import Scheme
+from baichuan.train.recipe import MethodArguments
 
 if TYPE_CHECKING:
-    from baichuan.train.recipe import MethodArguments, Recipe
+    from baichuan.train.recipe import Recipe
 
 _LINEAR = (nn.Linear, QuantizedLinear, OriginalLinear)
 
 
+def check(recipe: Recipe, directory: Path) -> None:
+    """Check what shall learn against the modules of the network, before any weight is read.
+
+    Raises:
+        UsageError: modules that there are not or that cannot learn, or an adapter that is not as
+            the flags say.
+        CheckpointError: the configuration cannot be used, or there is no adapter.
+    """
+    config, bits, method = read_config(directory), recipe.model.bits, recipe.method
+    saved = getattr(config, "quantization_config", None)
+    if saved is not None and method.finetuning_type != "lora":
+        raise UsageError(
+            "Quantized weights cannot learn; --finetuning_type is {method}, and only lora trains "
+            "beside them.",
+            method=method.finetuning_type,
+        )
+    with torch.device("meta"):
+        network = BaichuanForCausalLM(config)
+    if saved is not None:
+        swap_modules(network, saved)
+    elif bits is not None:
+        make_room(network, plan_for(config, Plan(Scheme.of_bits(bits))))
+    adapter = recipe.model.adapter_name_or_path
+    if adapter is not None:
+        _check_adapter(Path(adapter), method)
+    elif method.finetuning_type == "lora":
+        _lora(recipe, network, quantized=saved is not None or bits is not None)
+    if method.finetuning_type == "freeze":
+        _freeze(network, method)
+
+
 def prepare(recipe: Recipe, directory: Path) -> Any:
-    """Load a network and set what learns.
+    """Load a network and set what learns, after `check`.
 
     Args:
         recipe: what was asked for.
@@ -43,7 +83,7 @@ def prepare(recipe: Recipe, directory: Path) -> Any:
         BaichuanForCausalLM, or peft's model around it; on the CPU, or spread by ZeRO-3.
 
     Raises:
-        UsageError: a method that does not go with the weights or the way of spreading them.
+        UsageError: quantized weights under ZeRO-3.
         CheckpointError: damaged files, or an adapter of another model.
     """
     network = _load(recipe, directory)
@@ -52,9 +92,11 @@ def prepare(recipe: Recipe, directory: Path) -> Any:
         if adapter is not None:
             return attach_adapter(network, Path(adapter), trainable=True)
         with quiet_peft():
-            return get_peft_model(network, _lora(recipe, network))
+            quantized = getattr(network, "hf_quantizer", None) is not None
+            return get_peft_model(network, _lora(recipe, network, quantized))
     if adapter is not None:
         network = attach_adapter(network, Path(adapter)).merge_and_unload()
+        network.requires_grad_(True)  # which peft took from all but the adapter
     if recipe.method.finetuning_type == "freeze":
         _freeze(network, recipe.method)
     return _with_float32(network, recipe.training)
@@ -86,12 +128,6 @@ def _load(recipe: Recipe, directory: Path) -> Any:
     bits, method = recipe.model.bits, recipe.method.finetuning_type
     held = getattr(read_config(directory), "quantization_config", None)
     quantized = bits is not None or held is not None
-    if quantized and method != "lora":
-        raise UsageError(
-            "Quantized weights cannot learn; --finetuning_type is {method}, and only lora trains "
-            "beside them.",
-            method=method,
-        )
     if quantized and is_deepspeed_zero3_enabled():
         raise UsageError(
             "ZeRO-3 cuts weights into parts, which quantized ones do not stand; use ZeRO-2, or "
@@ -115,16 +151,57 @@ def _restore_head(network: Any) -> None:
     network.lm_head.requires_grad_(False)
 
 
-def _lora(recipe: Recipe, network: nn.Module) -> LoraConfig:
+def _check_adapter(directory: Path, method: MethodArguments) -> None:
+    """Refuse flags that describe another adapter than the one that is given.
+
+    Raises:
+        UsageError: names the flag, with what the adapter has and what was given.
+        CheckpointError: the directory holds no adapter.
+    """
+    saved, default = read_adapter_config(directory), MethodArguments()
+    if method.finetuning_type != "lora" or not isinstance(saved, LoraConfig):
+        return
+    flags: dict[str, tuple[Any, Any, Any]] = {
+        "lora_rank": (method.lora_rank, default.lora_rank, saved.r),
+        "lora_alpha": (method.lora_alpha, 2 * method.lora_rank, saved.lora_alpha),
+        "lora_dropout": (method.lora_dropout, default.lora_dropout, saved.lora_dropout),
+        "use_rslora": (method.use_rslora, default.use_rslora, saved.use_rslora),
+        "use_dora": (method.use_dora, default.use_dora, saved.use_dora),
+    }
+    for name, modules in (
+        ("lora_target", saved.target_modules),
+        ("additional_target", saved.modules_to_save),
+    ):
+        given, usual = getattr(method, name), getattr(default, name)
+        flags[name] = (sorted(given), usual, sorted(modules or []))
+    for name, (given, usual, has) in flags.items():
+        if given not in (usual, has):
+            raise UsageError(
+                "--{name} is {given}, but the adapter in {directory} was trained with {has} and "
+                "goes on as it is. Leave out --{name}; or `baichuan merge` that adapter, and train "
+                "a new one on the result.",
+                name=name,
+                given=given,
+                directory=directory,
+                has=has,
+            )
+
+
+def _lora(recipe: Recipe, network: nn.Module, quantized: bool) -> LoraConfig:
     """Describe the adapter to peft.
 
     Raises:
-        UsageError: a target that the network does not have.
+        UsageError: a target that the network does not have, or that cannot learn.
     """
     method = recipe.method
+    targets = _targets(method.lora_target, network)
     if method.additional_target:
-        parts = {name.rpartition(".")[2] for name, _ in network.named_modules() if name}
-        _check_names("--additional_target", method.additional_target, parts)
+        _check_additional(method.additional_target, targets, network)
+    if method.stage == "dpo" and "lm_head" in targets:
+        raise UsageError(
+            "--stage dpo computes log-probabilities from the weight of lm_head itself, so an "
+            "adapter on it would not learn; leave lm_head out of --lora_target."
+        )
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=method.lora_rank,
@@ -132,11 +209,42 @@ def _lora(recipe: Recipe, network: nn.Module) -> LoraConfig:
         lora_dropout=method.lora_dropout,
         use_rslora=method.use_rslora,
         use_dora=method.use_dora,
-        target_modules=_targets(method.lora_target, network),
+        target_modules=targets,
         modules_to_save=list(method.additional_target) or None,
     )
-    quantized = getattr(network, "hf_quantizer", None) is not None
     return with_quantized(config) if quantized else config
+
+
+def _check_additional(additional: Sequence[str], targets: list[str], network: nn.Module) -> None:
+    """Check the modules that are trained whole: that they can learn, and leave some for adapters.
+
+    Raises:
+        UsageError: there are none of that name, they are quantized, or no target is outside them.
+    """
+    parts = {
+        name.rpartition(".")[2]
+        for name, module in network.named_modules()
+        if name and not isinstance(module, nn.ModuleList)
+    }
+    _check_names("--additional_target", additional, parts)
+    adapted = False
+    for name, module in network.named_modules():
+        whole = any(f"{name}.".find(f"{part}.") >= 0 for part in additional)
+        if whole and isinstance(module, (QuantizedLinear, OriginalLinear)):
+            raise UsageError(
+                "--additional_target {given} includes {name}, which is quantized, and quantized "
+                "weights cannot learn. Name it in --lora_target, or leave out --bits (or give the "
+                "original weights).",
+                given=", ".join(additional),
+                name=name,
+            )
+        adapted |= not whole and name.rpartition(".")[2] in targets
+    if not adapted:
+        raise UsageError(
+            "--additional_target {given} includes every module of --lora_target, so no adapter is "
+            "left. Name fewer, or train with --finetuning_type full or freeze.",
+            given=", ".join(additional),
+        )
 
 
 def _targets(named: Sequence[str], network: nn.Module) -> list[str]:

@@ -18,9 +18,8 @@ from baichuan.hub import local_directory
 from baichuan.kernels.native import bfloat16_is_slow
 from baichuan.language import translate
 from baichuan.model.tokenizer import BaichuanTokenizer
-from baichuan.train import data, deepspeed, resume
+from baichuan.train import data, deepspeed, model, resume
 from baichuan.train.curve import require_picture, write_curve
-from baichuan.train.model import compute_dtype, prepare, reference
 from baichuan.train.process import prepare_process
 from baichuan.train.progress import Progress
 from baichuan.train.recipe import Recipe
@@ -61,6 +60,7 @@ def _train(recipe: Recipe, say: Say) -> None:
     if checkpoint is not None:
         say(translate("going on from {checkpoint}", checkpoint=checkpoint))
     directory = _directory(recipe)
+    model.check(recipe, directory)
     tokenizer = BaichuanTokenizer.from_pretrained(directory)
     with training.main_process_first():
         splits = data.load(recipe, tokenizer)
@@ -125,7 +125,7 @@ def make_trainer(
     training = recipe.training
     if is_deepspeed_zero3_enabled():
         deepspeed.join_processes()
-    model = prepare(recipe, directory)
+    network = model.prepare(recipe, directory)
     training.logging_nan_inf_filter = False  # such a loss is an error here
     training.remove_unused_columns = False
     training.ddp_broadcast_buffers = False  # they are constant, and quantized weights are buffers
@@ -137,15 +137,15 @@ def make_trainer(
         from baichuan.train.preference import PreferenceTuner, preference_arguments
 
         trainer = PreferenceTuner(
-            model,
-            reference(recipe, directory),
+            network,
+            model.reference(recipe, directory),
             preference_arguments(training, recipe.method),
             processing_class=tokenizer,
             **rows,
         )
     else:
         trainer = FineTuner(
-            model,
+            network,
             training,
             data_collator=data.Collator(tokenizer),
             processing_class=tokenizer,
@@ -159,12 +159,12 @@ def make_trainer(
 
 def _directory(recipe: Recipe) -> Path:
     """Find the checkpoint to begin with; of several processes, the first fetches it."""
-    model = recipe.model
+    asked = recipe.model
     with recipe.training.main_process_first():
         return local_directory(
-            DEMO if model.model_name_or_path is None else model.model_name_or_path,
-            revision=model.model_revision,
-            cache_dir=model.cache_dir,
+            DEMO if asked.model_name_or_path is None else asked.model_name_or_path,
+            revision=asked.model_revision,
+            cache_dir=asked.cache_dir,
         )
 
 
@@ -175,7 +175,7 @@ def _finish(recipe: Recipe, trainer: Trainer, say: Say) -> None:
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     elif recipe.method.finetuning_type != "lora" and not trainer.is_deepspeed_enabled:
-        trainer.model.to(compute_dtype(training))  # float32 was for small steps
+        trainer.model.to(model.compute_dtype(training))  # float32 was for small steps
     trainer.save_model()
     if not trainer.is_world_process_zero():
         return

@@ -12,16 +12,18 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from accelerate import DistributedType, PartialState
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
+from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from baichuan.errors import TrainingError
 from baichuan.files import weights_by_umask
 from baichuan.language import translate
+from baichuan.model.loss import IGNORED
 
 #: Where a checkpoint grows until it is whole; whatever is in it is of a run that was killed.
 UNFINISHED = ".unfinished"
@@ -172,20 +174,42 @@ class Careful:
 
 
 class FineTuner(Careful, Trainer):  # type: ignore[misc]  # untyped base
-    """Trains on tokens and labels: stages pt and sft."""
+    """Trains on tokens and labels: stages pt and sft.
+
+    The network computes the loss, in training and in evaluation, so that whole logits never exist.
+    """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, compute_metrics=_mean_of_labels, **named)
+        self.label_smoother = None  # it wants whole logits; the network's loss smooths by itself
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *given: Any, **named: Any
     ) -> Any:
-        """Compute the loss as the Trainer does, but neither whole logits nor a cache.
+        """Compute the loss of a training batch as the Trainer does."""
+        return super().compute_loss(model, self._with_options(inputs), *given, **named)
 
-        In evaluation it is the mean over this process's own labels: gathered, and cut to the number
-        of rows, shares of a sum over all processes would not average to the loss.
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any
+    ) -> tuple[None, Tensor, Tensor]:
+        """Compute the sum of the losses and the number of labels of each row, for evaluation.
+
+        The Trainer would average the means of batches, which depends on how rows are batched.
         """
-        if not model.training:
-            named["num_items_in_batch"] = None
-        inputs = {"use_cache": False, "skip_logits": True, **inputs}
-        return super().compute_loss(model, inputs, *given, **named)
+        inputs = self._with_options(self._prepare_inputs(inputs))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            losses = model(**inputs, reduction="none").loss
+        return None, losses.sum(1), (inputs["labels"][:, 1:] != IGNORED).sum(1)
+
+    def _with_options(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        smoothing = self.args.label_smoothing_factor
+        return {**inputs, "use_cache": False, "skip_logits": True, "label_smoothing": smoothing}
+
+
+def _mean_of_labels(evaluated: EvalPrediction) -> dict[str, float]:
+    """Return the mean loss over all labels, from the rows' sums and numbers of labels."""
+    total = evaluated.predictions.sum(dtype="float64")
+    return {"loss": float(total / evaluated.label_ids.sum())}
 
 
 def _real_tokens(inputs: dict[str, Any]) -> int:

@@ -13,6 +13,7 @@ from transformers.integrations import peft as integration
 
 import baichuan
 from baichuan.errors import CheckpointError, UsageError
+from baichuan.model import quantization
 from baichuan.model.adapters import (
     attach_adapter,
     load_for_inference,
@@ -73,18 +74,35 @@ def test_peft_itself_loads_it(adapted):
     assert torch.equal(logits(again), logits(model))
 
 
-@pytest.mark.skipif(
-    Version(peft.__version__) < Version(integration.MIN_PEFT_VERSION),
-    reason=f"this transformers wants peft {integration.MIN_PEFT_VERSION} for its own ways",
-)
 def test_transformers_own_ways_work(kind, adapted):
     model, directory = adapted
     loaded = network(*kind)
     loaded.load_adapter(str(directory))
     assert torch.equal(logits(loaded.eval()), logits(model))
-    added = network(*kind)
-    added.add_adapter(config())
-    assert any(p.requires_grad for p in added.parameters())
+    added, least = network(*kind), integration.MIN_PEFT_VERSION
+    if Version(peft.__version__) < Version(least):
+        both = rf"peft {peft.__version__} is installed, .* needs peft {least} or newer: pip install"
+        with pytest.raises(UsageError, match=both):
+            added.add_adapter(config())
+    else:
+        added.add_adapter(config())
+        assert any(p.requires_grad for p in added.parameters())
+
+
+@pytest.mark.parametrize("old", ["0.18.0", "0.19.1"])
+def test_a_peft_that_is_too_old_is_named(monkeypatch, adapted, old):
+    """Those miss what reading an adapter calls, or what transformers asks of `add_adapter`."""
+    _, directory = adapted
+    monkeypatch.setattr(quantization, "version", lambda _: old)
+    with pytest.raises(UsageError, match=rf"peft {old} is installed, .* need peft 0.20 or newer"):
+        network().load_adapter(str(directory))
+    with pytest.raises(UsageError, match=rf"peft {old} is installed"):
+        network().add_adapter(config())
+
+
+def test_the_package_asks_for_the_peft_that_works(pytestconfig):
+    asked = (pytestconfig.rootpath / "pyproject.toml").read_text("utf-8")
+    assert f'"peft>={quantization.LEAST_PEFT}"' in asked
 
 
 @pytest.mark.parametrize("kind", [(4, "blocks"), (8, "blocks"), (8, "original")], indirect=True)
