@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from baichuan.errors import UsageError
-from baichuan.hub import local_directory
+from baichuan.hub import DEMO, DEMO_NAME, local_directory
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaiChuanForCausalLM, BaichuanForCausalLM
 from baichuan.model.pretrained import read_config
@@ -21,9 +21,6 @@ from baichuan.model.registration import register
 from baichuan.model.tokenizer import BaichuanTokenizer
 from baichuan.quant.plan import use_huge_pages
 from baichuan.quant.scheme import Scheme
-
-#: The small model that travels with the package.
-DEMO = Path(__file__).parents[1] / "demo"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,7 +39,7 @@ def load(
     """Load a model and its tokenizer.
 
     Args:
-        name_or_path: a checkpoint's directory, a hub name, or None for the demo model.
+        name_or_path: a checkpoint's directory, a hub name, or None (or `demo`) for the demo model.
         dtype: `"float32"`, `"bfloat16"`, `"float16"`, a torch dtype, or `"auto"` for the
             checkpoint's own. By default the checkpoint's own, with two exceptions: float16 becomes
             bfloat16 on a CPU (of equal size; few CPUs compute in float16), and the demo model is
@@ -70,6 +67,8 @@ def load(
     if bits is not None:
         Scheme.of_bits(bits)  # refused before anything is fetched or read
     device = _device(device)
+    if name_or_path == DEMO_NAME:
+        name_or_path = None
     if adapter is not None and name_or_path is None:
         name_or_path = base_of_adapter(Path(adapter))
     given = None if dtype is None else _dtype(dtype)
