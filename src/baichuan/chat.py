@@ -37,6 +37,7 @@ class Conversation:
         messages: user and assistant turns, oldest first; change them freely between turns.
         system: text put before them, or None.
         settings: sampling parameters that replace the checkpoint's (names of `SamplingParams`).
+        dropped: how many of the oldest messages did not fit into the context of the latest answer.
     """
 
     def __init__(
@@ -56,12 +57,18 @@ class Conversation:
         self.system = system
         self.settings: dict[str, Any] = {}
         self.messages: list[Message] = []
+        self.dropped = 0
         self.change(**settings)
 
     @property
     def parameters(self) -> SamplingParams:
         """The checkpoint's sampling parameters with `settings` put over them."""
         return SamplingParams.from_generation_config(self._model.generation_config, **self.settings)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the messages and the answer may have together."""
+        return self._model.config.context_length
 
     def change(self, **settings: Any) -> None:
         """Replace sampling parameters from the next answer on.
@@ -73,11 +80,17 @@ class Conversation:
         new = {**self.settings, **settings}
         params = SamplingParams.from_generation_config(self._model.generation_config, **new)
         if "max_tokens" in settings:
-            input_room(self._model.config.context_length, params.max_tokens)
+            input_room(self.context_length, params.max_tokens)
         self.settings = new
 
     def say(self, text: str) -> Iterator[Step]:
-        """Send a message and stream the answer; stopping early keeps what was said so far."""
+        """Send a message and stream the answer; stopping early keeps what was said so far.
+
+        The oldest rounds are left out where they no longer fit; see `dropped`.
+
+        Raises:
+            ContextLengthError: when it is read, that the message itself does not fit.
+        """
         return self._answer([*self.messages, {"role": "user", "content": text}])
 
     def retry(self) -> Iterator[Step]:
@@ -130,7 +143,7 @@ class Conversation:
 
     def _answer(self, asked: list[Message]) -> Iterator[Step]:
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        prompt, params = self._model.chat_request(
+        prompt, params, self.dropped = self._model.fitted_chat_request(
             self._tokenizer, [*system, *asked], **self.settings
         )
         steps = self._engine.generate(prompt, params, self._cache)

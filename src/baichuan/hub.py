@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -19,6 +20,9 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 
 from baichuan.errors import CheckpointError, DataError, DownloadError
 
+#: The small model that travels with the package, and its name; a directory is `./demo`.
+DEMO = Path(__file__).with_name("demo")
+DEMO_NAME = "demo"
 #: Everything a model needs; no Python file is ever fetched.
 _WANTED = ("*.json", "*.model", "model*.safetensors")
 #: Fetched only where the repository has no safetensors.
@@ -39,20 +43,22 @@ def local_directory(
     local_files_only: bool = False,
     subfolder: str = "",
 ) -> Path:
-    """Give the directory of a model, fetching it from the hub where it is not a path.
+    """Return the directory of a model, fetching it from the hub where it is not a path.
 
-    Downloads show progress, resume after an interruption, and obey `HF_HUB_OFFLINE`; where a
+    `demo` is the demo model. Downloads show progress, resume after an interruption, and obey `HF_HUB_OFFLINE`; where a
     repository holds the weights as safetensors and as pickles, the pickles are not fetched. The
     arguments are those of transformers' `from_pretrained`.
 
     Raises:
-        CheckpointError: a path that is no directory.
+        CheckpointError: a path that is no directory, or an adapter without its model.
         DownloadError: not on this machine and not to be had from the hub.
     """
     name = os.fspath(name_or_path)
     path = Path(name).expanduser()
+    if name == DEMO_NAME:
+        return DEMO
     if name and path.is_dir():
-        return path / subfolder
+        return _checked(path / subfolder)
     if path.suffix == ".gguf" and path.is_file():
         raise CheckpointError(
             "{path} is a GGUF file. Make a checkpoint of it once, `baichuan convert {path} "
@@ -89,6 +95,23 @@ def local_directory(
             directory = fetch(_PICKLES)
     except (OSError, HTTPError, HFValidationError) as error:
         raise _explained(name, revision, error) from error
+    return _checked(directory)
+
+
+def is_model_name(name: str) -> bool:
+    """Say whether a text may name a model: it is one there is, a path, or looks like a hub name."""
+    is_hub_name = name.count("/") == 1 and not re.search(r"\s", name)
+    return name == DEMO_NAME or is_hub_name or bool(re.match(r"[./~]", name)) or Path(name).exists()
+
+
+def _checked(directory: Path) -> Path:
+    """Refuse a directory that holds an adapter alone."""
+    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
+        raise CheckpointError(
+            "{path} is a LoRA adapter, not a whole model. Give it with --adapter {path} (in Python "
+            "adapter={path!r}); the model it was trained on is then found by itself.",
+            path=str(directory),
+        )
     return directory
 
 

@@ -134,6 +134,80 @@ def test_generate_takes_every_sampling_option(checkpoint, inside):
     assert stopped.stdout == free.stdout[: free.stdout.index(middle)] + "\n"
 
 
+@pytest.mark.parametrize("options", [[], ["--raw"], ["--max-tokens", "400"], ["--bits", "8"]])
+def test_a_prompt_that_is_too_long_is_refused(options, inside):
+    """And one that fits is answered, if need be in fewer tokens."""
+    words = b"word " * (700 if "400" in options else 3000)
+    out = inside("generate", *options, given=words)
+    assert (out.returncode, out.stdout) == (2, "")
+    assert "may have 1024 tokens together here, but the prompt has" in out.stderr
+    fitting = inside("generate", *options, given=b"word " * 30)
+    assert fitting.returncode == 0, fitting.stderr
+    assert fitting.stdout.strip()
+
+
+def test_a_model_is_given_in_its_place_or_by_name(checkpoint, inside, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # as in a clone of the repository
+    text = tmp_path / "text.txt"
+    text.write_text("hello " * 50)
+    own = str(checkpoint)
+    for one, *others in (
+        (["generate", own], ["generate", "-m", own], ["generate", own, f"--model={own}"]),
+        (["generate"], ["generate", "demo"], ["generate", "-m", "demo"]),
+    ):
+        asked = ["-p", "你好", "--max-tokens", "6"]
+        expected = inside(*one, *asked)
+        assert expected.returncode == 0, expected.stderr
+        for other in others:
+            assert inside(*other, *asked).stdout == expected.stdout
+    perplexity = [
+        inside("eval", "perplexity", *given)
+        for given in (["-m", own, str(text)], [own, str(text)], [str(text), "--model", own])
+    ]
+    assert perplexity[0].returncode == 0, perplexity[0].stderr
+    assert len({run.stdout for run in perplexity}) == 1
+    plans = [
+        inside("train", *given, "--plan", "--output_dir", str(tmp_path / "out"))
+        for given in (["-m", own], [own], ["--model_name_or_path", own], [f"--model={own}"])
+    ]
+    assert plans[0].returncode == 0, plans[0].stderr
+    assert len({run.stdout for run in plans}) == 1
+    demo = inside("train", "demo", "--plan", "--output_dir", str(tmp_path / "out"))
+    assert demo.returncode == 0, demo.stderr
+    assert demo.stdout != plans[0].stdout
+
+
+@pytest.mark.parametrize("command", [["info"], ["generate", "-p", "x"], ["bench"], ["eval", "ceval"]])
+def test_two_models_are_one_too_many(command, inside):
+    out = inside(*command[:1], *command[1:], "demo", "-m", "some/other")
+    assert out.returncode == 2
+    assert "Two models were given, demo and -m some/other" in out.stderr
+
+
+@pytest.mark.parametrize("question", ["Who are you?", "你好", "What is 1/2 of 3?"])
+def test_a_question_without_p_is_told_where_it_goes(question, inside):
+    out = inside("generate", question, given=b"never read")
+    assert (out.returncode, out.stdout) == (2, "")
+    assert "baichuan generate -p " in out.stderr
+    assert question in out.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["chat"], ["info"], ["quantize", "TARGET"], ["eval", "perplexity", "TEXT"]]
+)
+def test_an_adapter_s_directory_is_no_model(command, inside, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "text.txt").write_text("hello")
+    places = {"TARGET": str(tmp_path / "target"), "TEXT": str(tmp_path / "text.txt")}
+    words = [places.get(word, word) for word in command]
+    first = 2 if command[0] == "eval" else 1
+    out = inside(*words[:first], str(tmp_path / "adapter"), *words[first:], given=b"hello")
+    assert out.returncode == 2
+    assert f"Give it with --adapter {tmp_path / 'adapter'}" in out.stderr
+
+
 def test_demo_answers_without_noise():
     out = run("generate", "-p", "你好", "--max-tokens", "8")
     assert out.returncode == 0

@@ -9,7 +9,7 @@ from tests.conftest import tiny_config
 import baichuan
 from baichuan.chat import Conversation
 from baichuan.engine.cache import SequenceCache
-from baichuan.errors import PromptError, UsageError
+from baichuan.errors import ContextLengthError, PromptError, UsageError
 
 VOCABULARY = Path(__file__).parents[1] / "data" / "tokenizer" / "tokenizer.model"
 
@@ -246,3 +246,41 @@ def test_next_turn_computes_its_new_tokens_only(parts, tmp_path):
     *_, again = talk.retry()
     assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
     assert last.usage.cached_tokens == 0
+
+
+@pytest.fixture
+def short(parts) -> Conversation:
+    """A conversation whose context is 64 tokens; every 一 is one of them."""
+    config = tiny_config(vocab_size=1000, initializer_range=0.2, model_max_length=64)
+    model = baichuan.BaichuanForCausalLM(config).eval()
+    return Conversation(model, parts[1], eos_token_ids=())
+
+
+def test_rounds_that_no_longer_fit_are_counted(short):
+    short.change(max_tokens=10)
+    dropped = []
+    for _ in range(6):
+        *_, last = short.say("一" * 8)
+        assert last.usage.prompt_tokens + 10 <= 64
+        dropped.append(short.dropped)
+    assert dropped[:2] == [0, 0]
+    assert dropped[-1] > dropped[2] >= 0
+    assert all(count % 2 == 0 for count in dropped)  # whole rounds
+    assert len(short.messages) == 12  # they are left out, not forgotten
+
+
+def test_a_long_message_shortens_the_answer_or_is_refused(short):
+    *_, last = short.say("一" * 50)  # beside half a context of answer it would not fit
+    prompt = last.usage.prompt_tokens
+    assert prompt > 50
+    assert last.usage.completion_tokens == 64 - prompt
+    before = texts(short)
+    for text, settings in (("一" * 50, {"max_tokens": 20}), ("一" * 70, {})):
+        refused = Conversation(short._model, short._tokenizer, **settings)
+        with pytest.raises(ContextLengthError, match="64 tokens together"):
+            say(refused, text)
+        assert refused.messages == []
+    short.system = "二" * 60  # it counts, too
+    with pytest.raises(ContextLengthError):
+        say(short, "一")
+    assert texts(short) == before

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from baichuan.errors import CheckpointError, DownloadError, UsageError
-from baichuan.hub import local_directory
+from baichuan.hub import DEMO, local_directory
 from baichuan.language import translate
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaiChuanForCausalLM, BaichuanForCausalLM
@@ -23,9 +23,6 @@ from baichuan.model.registration import register
 from baichuan.model.tokenizer import BaichuanTokenizer
 from baichuan.quant.plan import use_huge_pages
 from baichuan.quant.scheme import Scheme
-
-#: The small model that travels with the package.
-DEMO = Path(__file__).parents[1] / "demo"
 
 #: Arguments of other loaders, and what to write here instead.
 _INSTEAD = {
@@ -54,7 +51,7 @@ def load(
     """Load a model and its tokenizer.
 
     Args:
-        name_or_path: a checkpoint's directory, a hub name, or None for the demo model.
+        name_or_path: a checkpoint's directory, a hub name, or None (or `demo`) for the demo model.
         dtype: `"float32"`, `"bfloat16"`, `"float16"`, a torch dtype, or `"auto"` for the
             checkpoint's own. By default the checkpoint's own, with two exceptions: float16 becomes
             bfloat16 on a CPU (of equal size; few CPUs compute in float16), and the demo model is
@@ -89,7 +86,7 @@ def load(
     directory = local_directory(DEMO if name_or_path is None else name_or_path, **hub)
     config = read_config(directory)
     if given is None:
-        given = torch.float32 if name_or_path is None else _default_dtype(config, device)
+        given = torch.float32 if directory == DEMO else _default_dtype(config, device)
     tokenizer = BaichuanTokenizer.from_pretrained(directory)
     # Saved again, a 7B then keeps the name by which other programs know one.
     network = BaiChuanForCausalLM if config.position_embedding == "rope" else BaichuanForCausalLM

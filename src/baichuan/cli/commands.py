@@ -20,6 +20,7 @@ from baichuan.cli.settings import NAMES, parse_setting
 from baichuan.engine.steps import Step, Usage
 from baichuan.errors import UsageError
 from baichuan.language import phrase, translate
+from baichuan.model.prompt import context_use
 
 #: The original's words, and what users of other chats type.
 _ALIASES = {
@@ -222,9 +223,24 @@ class Terminal:
         elif last is not None and last.finish_reason == "length":
             self._note(translate("(cut at max_tokens; /set max_tokens allows more)"))
         if last is not None:
-            self._note(speed(last.usage))
+            self._note_context(last.usage)
         if self._notes.is_terminal:
             self._notes.print()
+
+
+    def _note_context(self, usage: Usage) -> None:
+        """Say what an answer has cost, how full the context is, and what no longer fits in."""
+        talk = self._conversation
+        full = context_use(usage.prompt_tokens + usage.completion_tokens, talk.context_length)
+        self._note(f"{speed(usage)} · {full}")
+        if talk.dropped:
+            self._note(
+                translate(
+                    "(the oldest {count} messages no longer fit into the context: the model did "
+                    "not see them)",
+                    count=talk.dropped,
+                )
+            )
 
 
 _KEYS = phrase(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from baichuan.cli.options import Adapter, Bits, Device, Dtype
+from baichuan.cli.options import Adapter, Bits, Device, Dtype, Model, one_model, takes_model
 from baichuan.language import translate
 
 app = typer.Typer(
@@ -26,7 +26,10 @@ _Model = Annotated[
     ),
 ]
 _Files = Annotated[
-    list[Path], typer.Argument(help=translate("Text files in UTF-8."), show_default=False)
+    list[Path],
+    typer.Argument(
+        help=translate("Text files in UTF-8; a model may stand before them."), show_default=False
+    ),
 ]
 _Window = Annotated[
     int | None,
@@ -46,7 +49,7 @@ def _benchmark(name: str) -> Callable[..., None]:
     """Make the command of one benchmark."""
 
     def command(
-        model: _Model = None,
+        model: Model = None,
         data: Annotated[
             str | None,
             typer.Option(
@@ -162,7 +165,7 @@ for _name, _help in (
     ("mmlu", translate("MMLU: 57 subjects in English.")),
     ("cmmlu", translate("CMMLU: 67 subjects in Chinese.")),
 ):
-    app.command(_name, help=_help)(_benchmark(_name))
+    app.command(_name, help=_help)(takes_model(_benchmark(_name)))
 
 
 @app.command(
@@ -200,7 +203,9 @@ def perplexity(
     from baichuan.cli.texts import run_perplexity
 
     where = {"adapter": adapter, "bits": bits, "dtype": dtype, "device": device}
-    run_perplexity(files, model, window, stride, json, where)
+    if len(files) > 1 and not files[0].is_file():
+        model, files = one_model(str(files[0]), model), files[1:]
+    run_perplexity(files, one_model(None, model), window, stride, json, where)
 
 
 @app.command(

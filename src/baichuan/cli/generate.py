@@ -7,6 +7,7 @@ from typing import Any
 
 from baichuan.cli.loading import load_draft, load_model
 from baichuan.errors import UsageError
+from baichuan.hub import is_model_name
 from baichuan.language import translate
 
 
@@ -35,9 +36,16 @@ def run_generate(
 
     Raises:
         UsageError: an empty prompt, one that is not UTF-8, or `system` with `raw`.
+        ContextLengthError: prompt and answer are longer than the model's context.
     """
     if raw and system:
         raise UsageError("--raw has no chat format to hold a --system text; leave one of them out.")
+    if prompt is None and name is not None and not is_model_name(name):
+        raise UsageError(
+            "{name!r} is neither a directory on this machine nor a hub name. If it is the "
+            "question, put -p before it: baichuan generate -p {name!r}",
+            name=name,
+        )
     prompt = _read_all() if prompt is None or prompt == "-" else _checked(prompt)
     if not prompt.strip():
         raise UsageError("The prompt is empty; give one with -p TEXT or on standard input.")
@@ -49,10 +57,10 @@ def run_generate(
     if raw:
         from baichuan.engine.sampling import SamplingParams
 
+        ids = tokenizer.encode(prompt, verbose=False)
         params = SamplingParams.from_generation_config(model.generation_config, **settings)
-        steps = model.engine(tokenizer, **guesses).generate(
-            tokenizer.encode(prompt, verbose=False), params
-        )
+        params = params.within(model.config.context_length, len(ids), settings.get("max_tokens"))
+        steps = model.engine(tokenizer, **guesses).generate(ids, params)
     else:
         from baichuan.chat import Conversation
 

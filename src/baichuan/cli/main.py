@@ -28,6 +28,7 @@ from baichuan.cli.options import (
     System,
     guess_options,
     load_options,
+    takes_model,
 )
 from baichuan.errors import BaichuanError
 from baichuan.language import translate
@@ -69,6 +70,7 @@ def _options(
         "of several lines."
     )
 )
+@takes_model
 def chat(
     model: Model = None,
     system: System = None,
@@ -91,6 +93,7 @@ def chat(
 @app.command(
     help=translate("Answer one prompt: the text goes to stdout, everything else to stderr.")
 )
+@takes_model
 def generate(
     model: Model = None,
     prompt: Annotated[
@@ -191,7 +194,9 @@ def merge(
     model: Annotated[
         str | None,
         typer.Option(
-            help=translate("Directory or hub name; by default what the adapter was trained on.")
+            "-m",
+            "--model",
+            help=translate("Directory or hub name; by default what the adapter was trained on."),
         ),
     ] = None,
 ) -> None:
@@ -211,6 +216,7 @@ app.command(help=serving.HELP)(serving.serve)
         "no download. What does not fit into memory is not run."
     )
 )
+@takes_model
 def bench(
     model: Model = None,
     random: Annotated[
@@ -262,6 +268,7 @@ def bench(
 
 
 @app.command(help=translate("Talk to a model, or to a server, in the browser."))
+@takes_model
 def web(
     model: Model = None,
     server: Annotated[
@@ -281,6 +288,7 @@ def web(
     ] = True,
     speculate: Speculate = None,
     draft: DraftModel = None,
+    adapter: Adapter = None,
     bits: Bits = None,
     huge_pages: HugePages = False,
     dtype: Dtype = None,
@@ -289,7 +297,7 @@ def web(
     """Run `baichuan web`."""
     from baichuan.cli.web import run_web
 
-    where = {"bits": bits, "huge_pages": huge_pages, "dtype": dtype, "device": device}
+    where = load_options(adapter, bits, huge_pages, dtype, device)
     where.update(guess_options(speculate, draft))
     run_web(model, server, host, port, browser, where)
 
@@ -308,6 +316,7 @@ def train(context: typer.Context) -> None:
 
 
 @app.command(help=translate("Show versions, devices, and what a checkpoint is."))
+@takes_model
 def info(model: Model = None) -> None:
     """Run `baichuan info`."""
     from baichuan.cli.info import run_info

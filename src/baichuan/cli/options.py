@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +16,17 @@ from baichuan.language import translate
 Model = Annotated[
     str | None,
     typer.Argument(
-        help=translate("Directory or hub name of a checkpoint; the small demo model if not given."),
+        help=translate(
+            "Directory or hub name of a checkpoint; the small demo model (demo) if not given."
+        ),
+        metavar="MODEL",
         show_default=False,
     ),
+]
+
+_NamedModel = Annotated[
+    str | None,
+    typer.Option("-m", "--model", help=translate("The same as MODEL."), show_default=False),
 ]
 Dtype = Annotated[
     str | None,
@@ -81,6 +92,43 @@ Adapter = Annotated[
         show_default=False,
     ),
 ]
+
+
+def takes_model(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take its argument `model` as -m/--model, too; `demo` is None."""
+
+    @wraps(command)
+    def with_option(*, named_model: str | None = None, **given: Any) -> None:
+        command(**{**given, "model": one_model(given["model"], named_model)})
+
+    signature = inspect.signature(command, eval_str=True)
+    parameters = list(signature.parameters.values())
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    option = inspect.Parameter("named_model", kind, default=None, annotation=_NamedModel)
+    parameters.insert(list(signature.parameters).index("model") + 1, option)
+    with_option.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_option.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_option
+
+
+def one_model(model: str | None, named: str | None) -> str | None:
+    """Return the model that was given as an argument or as -m, or None for the demo.
+
+    Raises:
+        UsageError: both ways were used, for two models.
+    """
+    if None not in (model, named) and model != named:
+        raise UsageError(
+            "Two models were given, {model} and -m {named}; leave one of them out.",
+            model=model,
+            named=named,
+        )
+    given = model or named
+    if given is None:
+        return None
+    from baichuan.hub import DEMO_NAME  # which takes a moment
+
+    return None if given == DEMO_NAME else given
 
 
 def load_options(

@@ -17,7 +17,7 @@ from baichuan.language import translate
 from baichuan.quant.plan import Plan
 from baichuan.quant.scheme import Scheme
 
-_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 def run_quantize(
@@ -52,15 +52,16 @@ def run_quantize(
 
 
 def _bytes(budget: str) -> float:
-    """Read a size such as 6GB, 850 MB or 6000000000.
+    """Read a size such as 6GB, 850 MB or 6G.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is none, or has no unit.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", budget.strip(), re.IGNORECASE)
-    if found is None:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])?B?", budget.strip(), re.IGNORECASE)
+    if found is None or found[2] is None:
         raise UsageError(
-            "--budget is {given!r}; give the size of the result, such as 6GB or 850MB.",
+            "--budget is {given!r}; give the size of the result with its unit, such as 6GB or "
+            "850MB.",
             given=budget,
         )
-    return float(found[1]) * _UNITS.get((found[2] or "").upper(), 1.0)
+    return float(found[1]) * _UNITS[found[2].upper()]

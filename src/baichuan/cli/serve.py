@@ -18,6 +18,7 @@ from baichuan.cli.options import (
     Speculate,
     guess_options,
     load_options,
+    takes_model,
 )
 from baichuan.errors import UsageError
 from baichuan.language import translate
@@ -30,6 +31,7 @@ HELP = translate(
 )
 
 
+@takes_model
 def serve(
     model: Model = None,
     host: Annotated[

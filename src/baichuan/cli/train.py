@@ -6,9 +6,11 @@ torchrun, `accelerate launch` and deepspeed start it as a module: `-m baichuan.c
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 _HELP = ("-h", "--help")
 _USAGE = phrase(
-    "Usage: baichuan train [RECIPE.yaml] [FLAGS]\n"
+    "Usage: baichuan train [RECIPE.yaml] [MODEL] [FLAGS]\n"
     "       baichuan train -               and paste a command, also the original README's\n\n"
     "Fine-tune a model (docs/finetuning.md). A recipe holds the same names as the flags; flags win."
 )
@@ -59,7 +61,7 @@ def run_train(arguments: Sequence[str]) -> None:
         arguments = given
     with Console(stderr=True).status(translate("starting")):
         parse = _imported()
-    recipe = parse(arguments)
+    recipe = parse(_with_model_flag(arguments))
     if recipe.task.preview:
         _preview(recipe)
     elif recipe.task.plan:
@@ -71,6 +73,18 @@ def run_train(arguments: Sequence[str]) -> None:
         from baichuan.train.run import run
 
         run(recipe)
+
+
+def _with_model_flag(arguments: Sequence[str]) -> list[str]:
+    """Give the model its flag, where it stands first or is given as the other commands take it."""
+    given = [
+        re.sub(r"^(-m|--model)(?==|$)", "--model_name_or_path", argument) for argument in arguments
+    ]
+    recipes = sum(1 for _ in takewhile(lambda a: a.endswith((".yaml", ".yml", ".json")), given))
+    first = given[recipes] if given[recipes:] else ""
+    if first.strip() and not first.startswith("-") and "=" not in first:
+        given.insert(recipes, "--model_name_or_path")
+    return given
 
 
 def _imported() -> Callable[[Sequence[str]], Recipe]:

@@ -32,7 +32,7 @@ def run_web(
         UsageError: the extra `web` is not installed, or both a model and a server were given.
         BaichuanError: there is no such model.
     """
-    if model is not None and server is not None:
+    if server is not None and (model is not None or where.get("adapter") is not None):
         raise UsageError("A model and --server were both given; leave one of them out.")
     try:
         from baichuan.web.app import run_page

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from baichuan.errors import NumericalError, UsageError
+from baichuan.errors import ContextLengthError, NumericalError, UsageError
 from baichuan.language import phrase, translate
 
 _LEAST_TEMPERATURE = 0.000001
@@ -129,6 +129,29 @@ class SamplingParams:
                 names=", ".join(self.__dataclass_fields__),
             )
         return replace(self, **changes)
+
+    def within(self, context: int, prompt_tokens: int, asked: int | None) -> SamplingParams:
+        """Return a copy whose answer fits behind its prompt.
+
+        Args:
+            context: tokens that prompt and answer may have together.
+            prompt_tokens: tokens of the prompt.
+            asked: the `max_tokens` that the user asked for, which is kept; None lets the answer
+                have what is left.
+
+        Raises:
+            ContextLengthError: there is no room for that.
+        """
+        room = context - prompt_tokens
+        if room < (asked or 1):
+            raise ContextLengthError(
+                "A prompt and its answer may have {context} tokens together here, but the prompt "
+                "has {prompt} and max_tokens asks for {asked}; shorten one of them.",
+                context=context,
+                prompt=prompt_tokens,
+                asked=asked or 1,
+            )
+        return self.changed(max_tokens=min(self.max_tokens, room))
 
     @classmethod
     def from_generation_config(cls, config: Any, **changes: Any) -> SamplingParams:

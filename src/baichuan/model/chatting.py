@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy
 from itertools import accumulate
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, NamedTuple, cast, overload
 
 from baichuan.engine.cache import DecoderModel, SequenceCache
 from baichuan.engine.loop import Engine
 from baichuan.engine.sampling import SamplingParams
 from baichuan.engine.steps import Step
 from baichuan.model.configuration import BaichuanConfig
-from baichuan.model.prompt import Message, encode_chat, input_room
+from baichuan.model.prompt import Message, encode_chat, input_room, messages_that_fit
 from baichuan.model.tokenizer import BaichuanTokenizer
 
 
@@ -167,6 +167,41 @@ class ChatMixin:
             max_input=input_room(self.config.context_length, params.max_tokens),
         )
         return prompt, params
+
+    def fitted_chat_request(
+        self, tokenizer: BaichuanTokenizer, messages: Sequence[Message], **changes: Any
+    ) -> ChatRequest:
+        """Return what `chat_request` does, but cut no message; for conversations with a person.
+
+        The oldest rounds that do not fit are left out, and counted. A newest message that is too
+        long beside the longest answer shortens that answer, unless `changes` name `max_tokens`.
+
+        Raises:
+            ContextLengthError: the newest message and its answer are longer than the context.
+        """
+        _, params = self.chat_request(tokenizer, messages[-1:], **changes)
+        context = self.config.context_length
+        room = input_room(context, params.max_tokens)
+        kept, count = messages_that_fit(tokenizer, messages, room)
+        if count > room:
+            params = params.within(context, count, changes.get("max_tokens"))
+            changes = {**changes, "max_tokens": params.max_tokens}
+        prompt, params = self.chat_request(tokenizer, kept, **changes)
+        return ChatRequest(prompt, params, len(messages) - len(kept))
+
+
+class ChatRequest(NamedTuple):
+    """What an engine needs to answer a conversation.
+
+    Attributes:
+        prompt: token ids.
+        params: sampling parameters.
+        dropped: how many of the oldest messages, not counting a system text, are left out.
+    """
+
+    prompt: list[int]
+    params: SamplingParams
+    dropped: int
 
 
 def _completed(given: Any, own: Any, config: BaichuanConfig) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, TypedDict, get_args
 
 from baichuan.errors import PromptError, UsageError
+from baichuan.language import translate
 
 Role = Literal["system", "user", "assistant"]
 Form = Literal["current", "july2023"]
@@ -106,7 +107,7 @@ def encode_chat(
         rounds = (list(map(turn, r)) for r in _rounds_newest_first(messages))
         # Turns are encoded before the round is judged: a system message among them must be refused.
         started = (r for r in rounds if r[0][0] == user_token_id)
-        return _last(_newest_that_fit(started, max_input), max_input) + opening
+        return _last(_joined(_newest_that_fit(started, max_input)), max_input) + opening
 
     cut = 1 if messages[0]["role"] == "system" else 0
     head, turns = messages[:cut], messages[cut:]
@@ -115,7 +116,44 @@ def encode_chat(
     kept = _newest_that_fit((map(turn, r) for r in _rounds_newest_first(turns)), budget)
     if messages[-1]["role"] == "assistant":
         opening = []
-    return _last(system + kept + opening, max_input)
+    return _last(system + _joined(kept) + opening, max_input)
+
+
+def messages_that_fit(
+    tokenizer: TextEncoder,
+    messages: Sequence[Message],
+    max_input: int,
+    markers: tuple[int, int] = (195, 196),
+) -> tuple[list[Message], int]:
+    """Return the system text and the newest rounds that fit whole, and the count of their ids.
+
+    `encode_chat` cuts nothing of them. The newest round of all is among them even where it is too
+    long by itself; then the count is greater than `max_input`.
+    """
+    _check_arguments(max_input, "current")
+    _check_messages(messages, "current")
+
+    def turn(message: Message) -> list[int]:
+        return [0, *tokenizer.encode_text(message["content"], markers)]
+
+    cut = 1 if messages[0]["role"] == "system" else 0
+    head, turns = list(messages[:cut]), messages[cut:]
+    # A system text has no marker, but the answer has one.
+    always = sum(len(turn(message)) - 1 for message in head)
+    always += messages[-1]["role"] != "assistant"
+    rounds = (list(map(turn, r)) for r in _rounds_newest_first(turns))
+    kept = _newest_that_fit(rounds, max_input - always)
+    return [*head, *turns[len(turns) - len(kept) :]], always + sum(map(len, kept))
+
+
+def context_use(tokens: int, context: int) -> str:
+    """Say how full the context is."""
+    return translate(
+        "context {tokens:,} of {context:,} ({share:.0%})",
+        tokens=tokens,
+        context=context,
+        share=tokens / context,
+    )
 
 
 def assistant_mask(
@@ -141,18 +179,25 @@ def _rounds_newest_first(messages: Sequence[Message]) -> Iterator[Sequence[Messa
             end = start
 
 
-def _newest_that_fit(rounds: Iterable[Iterable[list[int]]], budget: int | None) -> list[int]:
-    """Join rounds, given newest first, until one more would exceed `budget` ids."""
-    kept: list[int] = []
-    for turns in rounds:
-        ids = [i for turn in turns for i in turn]
-        if budget is not None and kept and len(kept) + len(ids) > budget:
+def _newest_that_fit(
+    rounds: Iterable[Iterable[list[int]]], budget: int | None
+) -> list[list[int]]:
+    """Join the turns of rounds, given newest first, until one more would exceed `budget` ids."""
+    kept: list[list[int]] = []
+    count = 0
+    for turns in map(list, rounds):
+        count += sum(map(len, turns))
+        if budget is not None and kept and count > budget:
             break
-        kept = ids + kept
+        kept = turns + kept
         # Not one round more is read: as published, a system message in it then goes unnoticed.
-        if budget is not None and len(kept) >= budget:
+        if budget is not None and count >= budget:
             break
     return kept
+
+
+def _joined(turns: Iterable[list[int]]) -> list[int]:
+    return [i for turn in turns for i in turn]
 
 
 def _last(ids: list[int], count: int | None) -> list[int]:

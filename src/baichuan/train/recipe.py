@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from baichuan.errors import UsageError
+from baichuan.hub import DEMO_NAME
 from baichuan.language import phrase
 from baichuan.quant.scheme import BITS
 
@@ -59,6 +60,8 @@ class ModelArguments:
     bits: int | None = _flag(None, phrase("8, 4 or 3: quantize the frozen weights under LoRA."))
 
     def __post_init__(self) -> None:
+        if self.model_name_or_path == DEMO_NAME:
+            object.__setattr__(self, "model_name_or_path", None)
         _check_choice("bits", self.bits, (None, *BITS))
         _check_choice("dtype", self.dtype, (None, "float32", "bfloat16", "float16"))
 

@@ -177,3 +177,15 @@ def test_editor_s_text_is_sent(session, monkeypatch, tmp_path, line):
 def test_speed_of_one_token_is_not_made_up():
     told = speed(Usage(10, 4, 1, 2.0, 0.0))
     assert told == "prompt 10 tokens, 6 of them new (3/s) · answer 1 tokens (-/s)"
+
+
+def test_what_left_the_context_is_said(parts):
+    session = Session(parts)
+    assert "context 13 of 4,096 (0%)" in session.type("hello there").replace("\n", " ")
+    session.talk.messages = [
+        {"role": role, "content": "一" * 1500} for role in ("user", "assistant") * 3
+    ]
+    remarks = session.type("hello").replace("\n", " ")
+    assert "the oldest 4 messages no longer fit" in remarks
+    assert "(74%)" in remarks
+    assert len(session.talk.messages) == 8

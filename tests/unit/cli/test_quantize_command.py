@@ -54,9 +54,9 @@ def test_calibrated_and_to_a_budget(tmp_path, capsys):
     assert "Paris" in model.chat(tokenizer, [{"role": "user", "content": "The capital of France?"}])
 
 
-@pytest.mark.parametrize("budget", ["six", "-6GB", "6PB", ""])
+@pytest.mark.parametrize("budget", ["six", "-6GB", "6PB", "", "6", "6000000000", "850.5"])
 def test_a_budget_that_is_no_size(source, tmp_path, budget):
-    with pytest.raises(UsageError, match="give the size of the result, such as 6GB"):
+    with pytest.raises(UsageError, match="give the size of the result with its unit, such as 6GB"):
         run_quantize(source, tmp_path / "target", None, None, budget=budget)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from baichuan.errors import PromptError, UsageError
-from baichuan.model.prompt import assistant_mask, encode_chat, input_room
+from baichuan.model.prompt import assistant_mask, encode_chat, input_room, messages_that_fit
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(os.environ.get("BAICHUAN_SHARED", ROOT.parent / "shared")) / "reference/tokenizer"
@@ -234,3 +234,23 @@ def test_published_prompts(published: Any, case: Any, form: str) -> None:
 @needs_golden
 def test_all_published_prompts_are_there() -> None:
     assert len(prompts()) == 2 * 29
+
+
+@pytest.mark.parametrize("script", ["u:abc a:de u:f a:g u:hi", "s:be u:abc a:de u:f a:g u:hi", "u:hi"])
+@pytest.mark.parametrize("max_input", range(4, 20))
+def test_messages_that_fit_are_encoded_whole(script: str, max_input: int) -> None:
+    """And of the rounds that are left out, the newest would not have fitted."""
+    messages = chat(script)
+    kept, count = messages_that_fit(Letters(), messages, max_input)
+    whole = encode_chat(Letters(), kept)
+    assert count == len(whole)
+    system = [m for m in messages if m["role"] == "system"]
+    turns = len(kept) - len(system)
+    assert kept == system + messages[len(messages) - turns :]
+    if turns > 1:
+        assert count <= max_input
+    if count <= max_input:
+        assert encode_chat(Letters(), kept, max_input=max_input) == whole
+    if len(kept) < len(messages):
+        more = system + messages[len(messages) - turns - 2 :]
+        assert len(encode_chat(Letters(), more)) > max_input

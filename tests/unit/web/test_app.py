@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from baichuan.web.app import PARTS, SETTINGS
+from baichuan.errors import UsageError
+from baichuan.web.app import PARTS, SETTINGS, free_port
 from baichuan.web.session import BROWSER_COOKIE
 
 CONFIG = Path(__file__).parents[3] / ".streamlit" / "config.toml"
@@ -30,6 +32,17 @@ def test_streamlit_run_has_the_same_settings():
     ours = {**SETTINGS}
     del ours["logger.hideWelcomeMessage"]  # the command says the address itself
     assert found == ours
+
+
+def test_a_port_that_is_taken_is_followed_by_the_next():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert port < free_port("127.0.0.1", port) < port + 100
+    assert free_port("127.0.0.1", 0) == 0
+    with pytest.raises(UsageError, match="cannot listen at 192.0.2.1"):
+        free_port("192.0.2.1", port)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from baichuan.web.options import Options
     [
         Options(),
         Options("some/model", bits=4, huge_pages=True, dtype="bfloat16", device="cpu"),
+        Options("some/model", adapter="some/adapter"),
         Options(speculate=True, draft="some/draft"),
         Options("13b-int4", speculate=False),
         Options(server="http://127.0.0.1:8000"),
@@ -20,4 +21,4 @@ def test_arguments_come_back(options):
 
 
 def test_nothing_is_the_demo():
-    assert Options.parse([]) == Options(None, None, False, None, None, None)
+    assert Options.parse([]) == Options()
