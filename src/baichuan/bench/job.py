@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-from baichuan.checkpoint.load import DEMO
 from baichuan.errors import UsageError
-from baichuan.hub import local_directory
+from baichuan.hub import DEMO, local_directory
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaichuanForCausalLM
 from baichuan.model.pretrained import read_config

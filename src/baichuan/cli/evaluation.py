@@ -196,7 +196,7 @@ def _load_any(name: str | None, dtype: str | None, device: str | None) -> tuple[
     """Load by transformers' Auto classes; no code of a checkpoint runs."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from baichuan.checkpoint.load import DEMO
+    from baichuan.hub import DEMO
 
     where = name or str(DEMO)
     try:

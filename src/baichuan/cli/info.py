@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from baichuan.checkpoint.load import DEMO
-from baichuan.hub import local_directory
+from baichuan.hub import DEMO, local_directory
 from baichuan.kernels import native
 from baichuan.language import translate
 from baichuan.model.configuration import BaichuanConfig

@@ -140,7 +140,7 @@ def _preview(recipe: Recipe) -> None:
 
 def _tokenizer(model: ModelArguments) -> BaichuanTokenizer:
     """Load the tokenizer alone; of a model on the hub, no weights are fetched."""
-    from baichuan.checkpoint.load import DEMO
+    from baichuan.hub import DEMO
     from baichuan.model.tokenizer import BaichuanTokenizer
 
     name = model.model_name_or_path or DEMO

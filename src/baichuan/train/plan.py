@@ -166,7 +166,7 @@ def _machine(recipe: Recipe) -> tuple[int, float | None]:
 
 def _config(recipe: Recipe) -> BaichuanConfig:
     """Find the shape of the network; the published ones need no download."""
-    from baichuan.checkpoint.load import DEMO
+    from baichuan.hub import DEMO
 
     name = str(recipe.model.model_name_or_path or DEMO)
     if Path(name).is_dir():

@@ -13,8 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
-from baichuan.checkpoint.load import DEMO
-from baichuan.hub import local_directory
+from baichuan.hub import DEMO, local_directory
 from baichuan.kernels.native import bfloat16_is_slow
 from baichuan.language import translate
 from baichuan.model.tokenizer import BaichuanTokenizer
