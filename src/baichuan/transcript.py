@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from baichuan.errors import PromptError
+from baichuan.files import read_text
 from baichuan.language import translate
 from baichuan.model.prompt import Message, Role
 
@@ -95,7 +96,7 @@ def read(path: Path, advice: str) -> Transcript:
         PromptError: the file cannot be read or holds no conversation.
     """
     try:
-        return from_json(path.read_text("utf-8"))
+        return from_json(read_text(path))
     except OSError as error:
         raise PromptError(
             "{path} cannot be read ({reason}); {advice}.",

@@ -158,6 +158,15 @@ def test_perplexity_and_kl(evaluate, tmp_path):
     assert 0 < found["kl"] < 0.2
     assert found["scores"]["original"]["nats"] == pytest.approx(saved["nats"], rel=0.01)  # bfloat16
     assert "0.00000 nats" in evaluate("kl", DEMO, DEMO, text).stdout
+    text.write_bytes("\ufeff".encode() + text.read_bytes())  # is no part of the text
+    for command, file, before in (
+        (["perplexity", text], "p.json", saved),
+        ([*distance[:4], "--bits", "4"], "k.json", found),
+    ):
+        assert evaluate(*command, "--json", tmp_path / file).returncode == 0
+        after = json.loads((tmp_path / file).read_text())
+        assert after.pop("digests") != before.pop("digests")
+        assert after == before
 
 
 @pytest.mark.parametrize(

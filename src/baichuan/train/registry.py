@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from baichuan.errors import DataError, UsageError
+from baichuan.files import read_text
 from baichuan.train.recipe import FORMATS
 
 REGISTRY = "dataset_info.json"
@@ -111,7 +112,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        entries = json.loads(path.read_text("utf-8-sig"))
+        entries = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise DataError("{path} cannot be read: {reason}.", path=path, reason=error) from error
     if not isinstance(entries, dict):
