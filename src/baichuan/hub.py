@@ -28,7 +28,7 @@ _WANTED = ("*.json", "*.model", "model*.safetensors")
 #: Fetched only where the repository has no safetensors.
 _PICKLES = "pytorch_model*.bin"
 #: What data sets are read from; no script that would have to be run.
-_ROWS = ["*.csv", "*.zip", "*.tar"]
+_ROWS = ["*.csv", "*.zip", "*.tar", "*.tar.gz", "*.tgz"]
 #: Fetched only where the repository has none of these.
 _PARQUET = ["*.parquet"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from baichuan.errors import PromptError
-from baichuan.files import write_at_one_stroke
+from baichuan.files import read_text, write_at_one_stroke
 from baichuan.language import translate
 from baichuan.model.prompt import Message, Role
 
@@ -94,7 +94,7 @@ def read(path: Path, advice: str) -> Transcript:
         PromptError: the file cannot be read or holds no conversation.
     """
     try:
-        return from_json(path.read_text("utf-8"))
+        return from_json(read_text(path))
     except OSError as error:
         raise PromptError(
             "{path} cannot be read ({reason}); {advice}.",

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from baichuan.errors import CheckpointError
+from baichuan.files import read_text
 
 #: In the order of preference: one file, or an index that names the shards.
 _LAYOUTS = (
@@ -161,7 +162,7 @@ def _read_index(path: Path) -> dict[str, str]:
     """Read which tensor is in which shard, and let no shard lie outside the directory."""
     _check_pointer(path)
     try:
-        promised = json.loads(path.read_text("utf-8"))["weight_map"]
+        promised = json.loads(read_text(path))["weight_map"]
         shards = {os.fspath(name) for name in promised.values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

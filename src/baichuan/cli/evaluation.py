@@ -333,4 +333,4 @@ def _remarks(result: Result) -> list[str]:
     ]
     if not result.scored:
         said.append(translate("The data have no answers, so there are predictions but no scores."))
-    return said + result.remarks[-1 - _SHOWN :]
+    return [*said, *result.remarks[:_SHOWN], *result.remarks[_SHOWN:][-1:]]

@@ -15,7 +15,7 @@ from rich.table import Table
 from baichuan.cli.loading import digests_of, load_model, model_name
 from baichuan.digest import files_digest
 from baichuan.evaluate.results import write_json
-from baichuan.evaluate.texts import TextScore, distance, perplexity, read_text
+from baichuan.evaluate.texts import TextScore, distance, perplexity, text_of
 from baichuan.language import translate
 
 
@@ -32,7 +32,7 @@ def run_perplexity(
     Raises:
         BaichuanError: a file or the model cannot be used, or a value is not allowed.
     """
-    texts = [read_text(path) for path in files]
+    texts = [text_of(path) for path in files]
     network, tokenizer = load_model(model, **where)
     sizes = _window(network, window, stride)
     with _bar() as tell:
@@ -65,7 +65,7 @@ def run_kl(
     Raises:
         BaichuanError: a file or a model cannot be used, or a value is not allowed.
     """
-    texts = [read_text(path) for path in files]
+    texts = [text_of(path) for path in files]
     network, tokenizer = load_model(model, **where)
     other, _ = load_model(original, **{**where, "bits": None, "adapter": None})
     sizes = _window(other, window, stride)

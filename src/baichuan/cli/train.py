@@ -18,6 +18,7 @@ from rich.console import Console
 
 from baichuan.cli.pasted import read_command, start
 from baichuan.errors import BaichuanError, DownloadError, UsageError
+from baichuan.files import read_text
 from baichuan.language import phrase, translate
 
 if TYPE_CHECKING:
@@ -112,13 +113,13 @@ def _text(name: str) -> str:
     """Read a command from a file or from what is pasted."""
     if name != "-":
         try:
-            return Path(name).read_text("utf-8")
+            return read_text(Path(name))
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError("{path} cannot be read: {reason}.", path=name, reason=error) from error
     if sys.stdin.isatty():
         note = translate("Paste the command; then Enter and Ctrl+D.")
         Console(stderr=True).print(note, style="dim", markup=False)
-    return sys.stdin.read()
+    return sys.stdin.read().removeprefix("\ufeff")
 
 
 def _preview(recipe: Recipe) -> None:

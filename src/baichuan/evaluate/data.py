@@ -6,17 +6,22 @@ Knows which columns the benchmarks' files have; no file format (tables.py), no p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from baichuan.errors import DataError, UsageError
+from baichuan.evaluate.layouts import Tables
 from baichuan.evaluate.subjects import Benchmark
-from baichuan.evaluate.tables import Files, Line, find, has_header, lines_of, open_files
+from baichuan.evaluate.tables import Files, Line, lines_of, open_files
 from baichuan.language import translate
 
 LETTERS = ("A", "B", "C", "D")
 _TEXT = ("question", "a", "b", "c", "d")
 _ANSWER = "answer"
+#: Subjects that one remark names.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ def read_data(
     place = source or benchmark.hub
     reader = _Reader(benchmark, place, open_files(place))
     chosen = [name for name in benchmark.names if not subjects or name in subjects]
-    questions = {name: reader.rows(name, split)[:limit] for name in chosen}
+    whole = {name: reader.rows(name, split) for name in chosen}
+    questions = {name: rows[:limit] for name, rows in whole.items()}
     examples = {name: reader.rows(name, "dev") for name in chosen} if shots else {}
     for name, rows in examples.items():
         if len(rows) < shots:
@@ -113,7 +119,31 @@ def read_data(
                 count=len(rows),
                 shots=shots,
             )
-    return Data(benchmark, split, examples, questions, reader.remarks)
+    remarks = _unofficial(benchmark, split, whole) + reader.remarks
+    return Data(benchmark, split, examples, questions, remarks)
+
+
+def _unofficial(
+    benchmark: Benchmark, split: str, questions: Mapping[str, Sequence[Question]]
+) -> list[str]:
+    """Say which files have fewer or more rows than the official ones."""
+    official = benchmark.rows.get(split, {})
+    found = [
+        f"{subject} {len(rows)}/{official[subject]}"
+        for subject, rows in questions.items()
+        if len(rows) != official.get(subject, len(rows))
+    ]
+    if not found:
+        return []
+    more = f", … (+{len(found) - _NAMED})" if len(found) > _NAMED else ""
+    return [
+        translate(
+            "Not the official number of rows in {split}: {subjects}. These scores cannot be "
+            "compared with published ones.",
+            split=split,
+            subjects=", ".join(found[:_NAMED]) + more,
+        )
+    ]
 
 
 def _check_choice(what: str, given: str, allowed: tuple[str, ...]) -> None:
@@ -126,61 +156,100 @@ def _check_choice(what: str, given: str, allowed: tuple[str, ...]) -> None:
         )
 
 
+class _Part(NamedTuple):
+    """One file: the places of its columns, by names in small letters, their number, its rows."""
+
+    name: str
+    columns: dict[str, int]
+    width: int
+    lines: list[Line]
+
+
 class _Reader:
     """Reads files of one benchmark from one place."""
 
     def __init__(self, benchmark: Benchmark, place: str, files: Files) -> None:
         self.remarks: list[str] = []
         self._benchmark = benchmark
-        self._place = place
+        self._tables = Tables(files, place, benchmark)
         self._files = files
+        self._mixed = lru_cache(maxsize=None)(self._part)
 
     def rows(self, subject: str, split: str) -> list[Question]:
-        """Read one file.
+        """Read one table.
 
         Raises:
-            DataError: it is missing, or a row is wrong.
+            DataError: it is missing, there are several, or a row is wrong.
         """
-        name = find(self._files, self._place, subject, split)
-        lines = lines_of(name, self._files[name]())
-        columns = self._columns(name, lines)
-        if self._benchmark.name == "ceval" and split == "test":
-            # It was published without answers, or with empty ones, and later with them.
-            lines = iter(kept := list(lines))
-            answered = _has_answers(columns, kept)
+        table = self._tables.find(subject, split)
+        if table.mixed:
+            parts = [_of_subject(self._mixed(name), subject) for name in table.names]
         else:
-            answered = True
-        if answered and _ANSWER not in columns:
-            raise _wrong_columns(name, list(columns))
+            parts = [self._part(name) for name in table.names]
+        # C-Eval's test split was published without answers, or with empty ones, then with them.
+        unpublished = self._benchmark.name == "ceval" and split == "test"
+        answered = not unpublished or any(map(_has_answers, parts))
         rows: list[Question] = []
-        seen: dict[tuple[str, ...], int] = {}
-        for line, cells in lines:
-            row = _question(name, line, cells, columns, subject, len(rows), answered)
-            body = (row.text, *row.choices)
-            if body in seen:
-                self.remarks.append(
-                    translate(
-                        "{file}, line {line}: the same question as in line {first}; both count.",
-                        file=name,
-                        line=line,
-                        first=seen[body],
-                    )
-                )
-            seen.setdefault(body, line)
-            rows.append(row)
+        seen: dict[tuple[str, ...], str] = {}
+        for part in parts:
+            if answered and _ANSWER not in part.columns:
+                raise _wrong_columns(part.name, list(part.columns))
+            for line, cells in part.lines:
+                row = _question(part, line, cells, subject, len(rows), answered)
+                self._remark_repetition(row, part.name, line, seen)
+                rows.append(row)
         if not rows:
-            raise DataError("{file} has no questions; fetch it again.", file=name)
+            raise DataError(
+                "{file} has no questions of {subject}; fetch it again.",
+                file=table.names[0],
+                subject=subject,
+            )
         return rows
 
-    def _columns(self, name: str, lines: Iterator[Line]) -> dict[str, int]:
-        """Map names of columns, in small letters, to their places."""
-        if not has_header(name, self._benchmark.has_header):
-            return {column: place for place, column in enumerate((*_TEXT, _ANSWER))}
-        _, header = next(lines, (1, []))
+    def _remark_repetition(
+        self, row: Question, name: str, line: int, seen: dict[tuple[str, ...], str]
+    ) -> None:
+        body = (row.text, *row.choices)
+        if body in seen:
+            self.remarks.append(
+                translate(
+                    "{file}, line {line}: the same question as in line {first}; both count.",
+                    file=name,
+                    line=line,
+                    first=seen[body],
+                )
+            )
+        seen.setdefault(body, str(line))
+
+    def _part(self, name: str) -> _Part:
+        """Read one file, whose first line names the columns, unless it is of MMLU's own CSV."""
+        lines = list(lines_of(name, self._files[name]()))
+        header = lines[0][1] if lines else []
+        while header and not header[-1].strip():  # Excel adds columns
+            header = header[:-1]
         columns = {cell.strip().lower(): place for place, cell in enumerate(header)}
-        if not columns.keys() >= set(_TEXT):
+        if columns.keys() >= set(_TEXT):
+            return _Part(name, columns, len(header), lines[1:])
+        if self._benchmark.has_header or name.endswith(".parquet"):
             raise _wrong_columns(name, header)
-        return columns
+        usual = (*_TEXT, _ANSWER)
+        return _Part(name, dict(zip(usual, range(len(usual)), strict=True)), len(usual), lines)
+
+
+def _of_subject(part: _Part, subject: str) -> _Part:
+    """Keep the rows of one subject.
+
+    Raises:
+        DataError: no column names the subjects.
+    """
+    place = part.columns.get("subject")
+    if place is None:
+        raise DataError(
+            "{file} holds all subjects, but has no column named subject to tell them apart.",
+            file=part.name,
+        )
+    lines = [(line, cells) for line, cells in part.lines if cells[place : place + 1] == [subject]]
+    return part._replace(lines=lines)
 
 
 def _wrong_columns(name: str, header: Sequence[str]) -> DataError:
@@ -191,34 +260,31 @@ def _wrong_columns(name: str, header: Sequence[str]) -> DataError:
     )
 
 
-def _has_answers(columns: dict[str, int], lines: Sequence[Line]) -> bool:
+def _has_answers(part: _Part) -> bool:
     """Say whether any row has an answer."""
-    place = columns.get(_ANSWER)
+    place = part.columns.get(_ANSWER)
     return place is not None and any(
-        "".join(cells[place : place + 1]).strip() for _, cells in lines
+        "".join(cells[place : place + 1]).strip() for _, cells in part.lines
     )
 
 
 def _question(
-    name: str,
-    line: int,
-    cells: list[str],
-    columns: dict[str, int],
-    subject: str,
-    place: int,
-    answered: bool,
+    part: _Part, line: int, cells: list[str], subject: str, place: int, answered: bool
 ) -> Question:
     """Check one row."""
+    name, columns, width, _ = part
     if not any(cell.strip() for cell in cells):
         raise DataError("{file}, line {line}: the row is empty; delete it.", file=name, line=line)
-    if len(cells) != len(columns):
+    if not any(cell.strip() for cell in cells[width:]):
+        cells = cells[:width]
+    if len(cells) != width:
         raise DataError(
             "{file}, line {line}: the row has {count} columns; the file has {expected}. Is a "
             "quotation mark missing?",
             file=name,
             line=line,
             count=len(cells),
-            expected=len(columns),
+            expected=width,
         )
     body = [cells[columns[column]] for column in _TEXT]
     for column, text in zip(_TEXT, body, strict=True):

@@ -18,7 +18,7 @@ from baichuan.evaluate.data import LETTERS
 from baichuan.evaluate.prompts import Prompt
 from baichuan.evaluate.score import Average, Interval, Tally, averaged, macro, micro, pick
 from baichuan.evaluate.subjects import BENCHMARKS, Benchmark
-from baichuan.files import write_at_one_stroke
+from baichuan.files import read_text, write_at_one_stroke
 
 #: Decimals of scores in files: enough to see a near tie.
 _DECIMALS = 4
@@ -222,7 +222,7 @@ def read_result(path: Path) -> Result:
         DataError: the file cannot be read or is none of these.
     """
     try:
-        saved = json.loads(path.read_text("utf-8"))
+        saved = json.loads(read_text(path))
         answers = [
             Answer(**{**question, "scores": tuple(question["scores"])})
             for question in saved["questions"]

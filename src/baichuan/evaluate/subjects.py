@@ -6,6 +6,7 @@ Names and categories are those of the benchmarks' own lists: `categories.py` of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 STEM, SOCIAL, HUMANITIES, OTHERS = "STEM", "Social Sciences", "Humanities", "Others"
@@ -26,6 +27,7 @@ class Benchmark:
         names: subject to what prompts call it.
         members: category to subjects; one subject may be in two.
         extras: further columns, for the JSON alone, to subjects.
+        rows: split to the number of rows of each subject's official file, where it is known.
         has_header: whether the first line of its files names the columns.
     """
 
@@ -37,6 +39,7 @@ class Benchmark:
     names: dict[str, str]
     members: dict[str, tuple[str, ...]]
     extras: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    rows: dict[str, dict[str, int]] = field(default_factory=dict)
     has_header: bool = True
 
 
@@ -127,6 +130,36 @@ _CMMLU_CHINA = (
 )
 
 
+#: Rows of the official files, in the alphabetical order of subjects.
+_ROWS = {
+    "ceval": {
+        "val": "49 19 33 19 33 23 47 22 24 55 19 37 21 19 16 29 37 31 31 19 19 19 19 20 18 19 19 "
+        "19 24 23 22 24 19 24 21 20 12 22 19 19 21 23 19 49 22 18 29 19 49 44 46 23",
+        "test": "443 173 298 175 301 209 429 200 224 497 176 342 193 171 153 270 339 281 282 175 "
+        "172 178 178 182 166 175 176 172 221 215 204 219 179 219 192 185 108 207 177 178 "
+        "193 212 179 443 199 166 266 180 443 399 418 210",
+    },
+    "mmlu": {
+        "test": "100 135 152 100 265 144 100 100 100 173 102 100 235 114 145 378 126 100 310 203 "
+        "100 165 198 193 390 270 238 151 545 216 204 237 223 131 121 108 163 112 103 234 "
+        "100 783 346 895 306 311 324 282 1534 272 612 110 245 201 100 166 171",
+    },
+    "cmmlu": {
+        "test": "169 148 164 160 165 209 160 131 136 107 323 204 179 237 106 107 106 108 105 106 "
+        "273 204 171 147 139 159 163 172 252 198 238 230 135 143 176 149 169 132 118 164 "
+        "110 143 126 185 172 411 214 123 122 210 180 189 116 145 105 175 211 376 232 174 "
+        "135 226 165 185 169 161 160",
+    },
+}
+
+
+def _rows(benchmark: str, subjects: Iterable[str]) -> dict[str, dict[str, int]]:
+    return {
+        split: dict(zip(sorted(subjects), map(int, counts.split()), strict=True))
+        for split, counts in _ROWS[benchmark].items()
+    }
+
+
 def _pairs(table: dict[str, str]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     """Read tables of `subject 中文名 ...`: names, and members of each category."""
     words = {category: text.split() for category, text in table.items()}
@@ -150,6 +183,7 @@ def _mmlu() -> Benchmark:
         # The official script puts a space before each word, and one more stands in the header.
         names={s: "".join(f" {word}" for word in s.split("_")) for s in subjects},
         members=members,
+        rows=_rows("mmlu", subjects),
         has_header=False,
     )
 
@@ -165,6 +199,7 @@ def _ceval() -> Benchmark:
         names=dict(sorted(names.items())),
         members=members,
         extras={HARD: tuple(_CEVAL_HARD.split())},
+        rows=_rows("ceval", names),
     )
 
 
@@ -178,6 +213,7 @@ def _cmmlu() -> Benchmark:
         categories=(STEM, HUMANITIES, SOCIAL, OTHERS, CHINA),
         names=dict(sorted(names.items())),
         members={**members, CHINA: tuple(_CMMLU_CHINA.split())},
+        rows=_rows("cmmlu", names),
     )
 
 

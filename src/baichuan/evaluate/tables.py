@@ -1,6 +1,6 @@
-"""Tables of a data set: found in a folder, an archive or on the hub, and read as cells of text.
+"""Files of a data set: in a folder, an archive or on the hub, and read as cells of text.
 
-Knows CSV, Parquet and how data sets lay out subjects and splits; no question and no model. Archives
+Knows CSV and Parquet; no layout of files (layouts.py) and no question. Archives
 are read where they lie: nothing is unpacked, and no code of a data set is run (a loading script
 would be; what it reads is an archive beside it, which is read here).
 """
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import csv
 import io
+import lzma
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from baichuan.errors import DataError, UsageError
@@ -25,10 +28,12 @@ Files = dict[str, Callable[[], bytes]]
 #: The number of the line that a row ends in, and its cells.
 Line = tuple[int, list[str]]
 
-_ARCHIVES = (".zip", ".tar")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _PARQUET = ".parquet"
+_DAMAGES = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 #: Four choices in one column, and answers by their number, as the hub keeps MMLU.
 _CHOICES, _ANSWER = "choices", "answer"
+_NUMBERS = ("id", _ANSWER)
 _LETTERS = "ABCD"
 
 
@@ -48,7 +53,7 @@ def open_files(source: str) -> Files:
     directory = path if path.is_dir() else data_directory(source)
     files = _folder(directory, ".csv")
     if not files:
-        for archive in sorted(p for p in directory.iterdir() if p.name.endswith(_ARCHIVES)):
+        for archive in sorted(p for p in directory.rglob("*") if p.name.endswith(_ARCHIVES)):
             files |= _archive(archive)
     files = files or _folder(directory, _PARQUET)
     if not files:
@@ -60,34 +65,6 @@ def open_files(source: str) -> Files:
     return files
 
 
-def find(files: Files, place: str, subject: str, split: str) -> str:
-    """Give the name of the file that holds a subject's split.
-
-    Args:
-        files: from `open_files`.
-        place: where they are from, for the user.
-
-    Raises:
-        DataError: there is none.
-    """
-    for name in files:
-        if _holds(PurePosixPath(Path(name).as_posix()), subject, split):
-            return name
-    raise DataError(
-        "{place} has no {split}/{subject}_{split}.csv nor {split}/{subject}.csv, and no "
-        "{subject}/{split}-00000-of-00001.parquet. Give the folder or archive that holds dev and "
-        "{split}, or leave the subject out with --subjects.",
-        place=place,
-        split=split,
-        subject=subject,
-    )
-
-
-def has_header(name: str, benchmark_has: bool) -> bool:
-    """Say whether the first line names the columns, as it always does in Parquet."""
-    return benchmark_has or name.endswith(_PARQUET)
-
-
 def lines_of(name: str, content: bytes) -> Iterator[Line]:
     """Give a file's rows; those of Parquet as a CSV file would have them, below a header.
 
@@ -97,20 +74,6 @@ def lines_of(name: str, content: bytes) -> Iterator[Line]:
     """
     read = _parquet_lines if name.endswith(_PARQUET) else _csv_lines
     return read(name, content)
-
-
-def _holds(path: PurePosixPath, subject: str, split: str) -> bool:
-    """Compare a path with the layouts of the benchmarks' own files and of the hub's Parquet."""
-    folder, stem = path.parent, path.stem
-    if folder.name == split and stem in (subject, f"{subject}_{split}"):
-        return True
-    if path.suffix != _PARQUET:
-        return False
-    named = "validation" if split == "val" else split  # the hub's own word for it
-    alone = "-00000-of-00001"
-    return (
-        folder.name == subject and stem in {s + end for s in (split, named) for end in ("", alone)}
-    ) or (folder.parts[-2:] in {(subject, split), (subject, named)} and stem == "0000")
 
 
 def _csv_lines(name: str, content: bytes) -> Iterator[Line]:
@@ -173,7 +136,9 @@ def _choices(name: str, line: int, value: Any) -> list[str]:
 
 
 def _cell(column: str, value: Any) -> str:
-    if column == _ANSWER and value in range(len(_LETTERS)):
+    if column in _NUMBERS and isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas makes floats of a column with a gap
+    if column == _ANSWER and type(value) is int and 0 <= value < len(_LETTERS):
         return _LETTERS[value]
     return "" if value is None else str(value)
 
@@ -182,36 +147,48 @@ def _folder(directory: Path, suffix: str) -> Files:
     return {str(file): file.read_bytes for file in sorted(directory.rglob(f"*{suffix}"))}
 
 
-def _archive(path: Path) -> Files:
-    """Give the tables of an archive; each is read when it is asked for."""
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
+    """Open an archive, and turn what is wrong with it into a sentence."""
     try:
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            with zipfile.ZipFile(path) as opened:
-                names = opened.namelist()
-        else:
-            with tarfile.open(path) as packed:
-                names = [member.name for member in packed if member.isfile()]
-    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+        kind = zipfile.ZipFile if zipfile.is_zipfile(path) else tarfile.open
+        with kind(path) as archive:
+            yield archive
+    except _DAMAGES as error:
         raise DataError(
             "{file} is no .zip and no .tar archive, or it is damaged. Give a folder, an archive, "
             "or a data set's name on the hub.",
             file=path,
         ) from error
-    read = _from_zip if zipped else _from_tar
-    return {f"{path}/{name}": partial(read, path, name) for name in names if _is_table(name)}
 
 
-def _from_zip(path: Path, name: str) -> bytes:
-    with zipfile.ZipFile(path) as archive:
+def _archive(path: Path) -> Files:
+    """Find the tables of an archive; each is read when it is asked for.
+
+    A compressed .tar has no index, so its tables are read at once.
+    """
+    with _opened(path) as archive:
+        if isinstance(archive, zipfile.ZipFile):
+            names = archive.namelist()
+        else:
+            names = [member.name for member in archive if member.isfile()]
+        names = list(filter(_is_table, names))
+        if isinstance(archive, tarfile.TarFile) and path.suffix != ".tar":
+            return {f"{path}/{name}": partial(bytes, _content(archive, name)) for name in names}
+    return {f"{path}/{name}": partial(_member, path, name) for name in names}
+
+
+def _member(path: Path, name: str) -> bytes:
+    with _opened(path) as archive:
+        return _content(archive, name)
+
+
+def _content(archive: zipfile.ZipFile | tarfile.TarFile, name: str) -> bytes:
+    if isinstance(archive, zipfile.ZipFile):
         return archive.read(name)
-
-
-def _from_tar(path: Path, name: str) -> bytes:
-    with tarfile.open(path) as archive:
-        file = archive.extractfile(name)
-        assert file is not None, "directories and links are no data"
-        return file.read()
+    file = archive.extractfile(name)
+    assert file is not None, "directories and links are no data"
+    return file.read()
 
 
 def _is_table(name: str) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from baichuan.engine.cache import Chunk, DecoderModel
 from baichuan.errors import DataError, UsageError
+from baichuan.files import read_text
 
 #: Told how many tokens are done, and of how many.
 Tell = Callable[[int, int], None]
@@ -65,14 +66,14 @@ class Distance:
     original: TextScore
 
 
-def read_text(path: Path) -> str:
-    """Read a text file.
+def text_of(path: Path) -> str:
+    """Return the text of a file.
 
     Raises:
         DataError: it is not there, not UTF-8, or empty.
     """
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             "{path} cannot be read as UTF-8 text ({reason}).", path=path, reason=error

@@ -17,7 +17,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from baichuan.errors import CheckpointError
-from baichuan.files import weights_by_umask
+from baichuan.files import read_text, weights_by_umask
 from baichuan.hub import local_directory
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.published_int8 import plan_of, read_published_int8, scale_names
@@ -142,7 +142,7 @@ def read_config(directory: Path) -> BaichuanConfig:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             "{path} is not JSON ({reason}; {size:,} bytes). Fetch the file again.",

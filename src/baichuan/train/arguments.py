@@ -21,6 +21,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from baichuan.errors import UsageError
+from baichuan.files import read_text
 from baichuan.language import phrase, translate
 from baichuan.train import deepspeed
 from baichuan.train.recipe import (
@@ -188,7 +189,7 @@ def _from_file(path: Path) -> Iterator[str]:
         UsageError: the file is missing, or is no mapping of names to values.
     """
     try:
-        entries = yaml.safe_load(path.read_text("utf-8"))
+        entries = yaml.safe_load(read_text(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UsageError("{path} cannot be read: {reason}.", path=path, reason=reason) from error

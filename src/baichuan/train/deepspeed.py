@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from baichuan.errors import UsageError
+from baichuan.files import read_text
 
 #: Without the first, DeepSpeed clips nothing whatever --max_grad_norm says ("auto" is what asks
 #: transformers for the flag); without the second, ZeRO-3 ends with its parts in place of a model.
@@ -30,7 +31,7 @@ def read(given: str | Mapping[str, Any]) -> dict[str, Any]:
         return dict(given)
     written = given.lstrip().startswith("{")
     try:
-        content = json.loads(given if written else Path(given).read_text("utf-8"))
+        content = json.loads(given if written else read_text(Path(given)))
     except (OSError, ValueError) as error:
         raise UsageError("{path} cannot be read: {reason}.", path=given, reason=error) from error
     if not isinstance(content, dict) or not isinstance(content.get("zero_optimization"), dict):

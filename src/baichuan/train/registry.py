@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from baichuan.errors import DataError, UsageError
+from baichuan.files import read_text
 from baichuan.train.folders import SUFFIXES, find_files
 from baichuan.train.recipe import FORMATS
 
@@ -140,7 +141,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        entries = json.loads(path.read_text("utf-8-sig"))
+        entries = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise DataError("{path} cannot be read: {reason}.", path=path, reason=error) from error
     if not isinstance(entries, dict):

@@ -53,7 +53,8 @@ def test_a_folder_a_zip_and_a_tar_hold_the_same(benchmark, make_data, tmp_path):
     assert asked.number == "3"
     assert asked.choices == ("3", "4只", "以上都不对", "第 3 种")
     assert asked.answer in "ABCD"
-    assert data.remarks == []
+    (remark,) = data.remarks
+    assert "Not the official number of rows" in remark
     for archive in ("d.zip", "d.tar"):
         other = read(benchmark, tmp_path / archive)
         assert other.questions == data.questions
@@ -223,7 +224,7 @@ def test_a_repeated_question_counts_and_is_told(make_data):
     folder = broken(make_data("ceval", ["law"]), lambda lines: [*lines, "9" + lines[2][1:]])
     data = read("ceval", folder, subjects=["law"])
     assert len(data.questions["law"]) == 7
-    (remark,) = data.remarks
+    _, remark = data.remarks
     assert "law_val.csv, line 8: the same question as in line 3" in remark
 
 
@@ -312,3 +313,9 @@ def test_the_real_data_are_whole(benchmark, split, count):
     assert sum(map(len, data.questions.values())) == count
     assert list(data.questions) == list(BENCHMARKS[benchmark].names)
     assert len(data.remarks) < 30  # a few questions stand there twice
+    assert not any("official number" in remark for remark in data.remarks)
+    (first, count), *_ = BENCHMARKS[benchmark].rows[split].items()
+    less = read_data(BENCHMARKS[benchmark], str(folder), split=split, subjects=[first], limit=3)
+    assert len(less.questions[first]) == 3
+    assert not any("official number" in remark for remark in less.remarks)
+    assert count > 3

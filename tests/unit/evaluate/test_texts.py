@@ -8,7 +8,7 @@ from tests.conftest import tiny_config
 
 import baichuan
 from baichuan.errors import DataError, UsageError
-from baichuan.evaluate.texts import distance, perplexity, read_text
+from baichuan.evaluate.texts import distance, perplexity, text_of
 
 
 def network(seed, **changes):
@@ -92,10 +92,10 @@ def test_what_cannot_be(ids, tmp_path):
         other = network(0, vocab_size=800)
         distance(model, other, [(ids, 1)], window=64, stride=32)
     with pytest.raises(DataError, match="cannot be read"):
-        read_text(tmp_path / "none.txt")
+        text_of(tmp_path / "none.txt")
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(DataError, match="holds no text"):
-        read_text(tmp_path / "empty.txt")
+        text_of(tmp_path / "empty.txt")
     (tmp_path / "latin.txt").write_bytes("è".encode("latin-1"))
     with pytest.raises(DataError, match="cannot be read"):
-        read_text(tmp_path / "latin.txt")
+        text_of(tmp_path / "latin.txt")
