@@ -35,21 +35,24 @@ from baichuan.serve.protocol import (
     Prompt,
     Reply,
 )
-from baichuan.serve.schema import (
-    ChatBody,
+from baichuan.serve.responses import (
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
-    CompletionBody,
     ErrorBody,
     Health,
-    JsonObjectFormat,
-    JsonSchemaFormat,
     Model,
     ModelList,
+    Tokenized,
+    event,
+)
+from baichuan.serve.schema import (
+    ChatBody,
+    CompletionBody,
+    JsonObjectFormat,
+    JsonSchemaFormat,
     SamplingBody,
     TokenizeBody,
-    Tokenized,
 )
 from baichuan.serve.supervisor import ModelProcess
 from baichuan.version import __version__
@@ -126,6 +129,7 @@ class Api:
 
     async def chat(self, body: ChatBody, request: Request) -> Response | BaseModel:
         """Answer a conversation."""
+        _check_chat(body)
         offered, must = tools.offered(body), tools.demanded(body)
         settings = self._settings(body)
         if body.max_completion_tokens is not None:
@@ -215,8 +219,9 @@ class Api:
         settings = {name: value for name, value in given.items() if value is not None}
         if body.seed is not None:
             settings["seed"] = body.seed % _SEEDS
-        if body.stop:
-            settings["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+        stop = [body.stop] if isinstance(body.stop, str) else body.stop or ()
+        if any(stop):
+            settings["stop"] = tuple(filter(None, stop))
         return settings
 
     def _name(self, body: SamplingBody) -> str:
@@ -251,16 +256,16 @@ class Api:
 
         async def events() -> AsyncIterator[bytes]:
             try:
-                yield _event(first)
+                yield event(first)
                 async for chunk in chunks:
-                    yield _event(chunk)
+                    yield event(chunk)
             except ApiError as error:
-                yield _event(error.body)
+                yield event(error.body)
                 return
             finally:
                 request.state.usage = tally.usage
             if body.stream_options is not None and body.stream_options.include_usage:
-                yield _event(ending.model_copy(update={"usage": tally.usage}))
+                yield event(ending.model_copy(update={"usage": tally.usage}))
             yield b"data: [DONE]\n\n"
 
         return StreamingResponse(events(), headers=_EVENT_HEADERS, media_type="text/event-stream")
@@ -276,8 +281,18 @@ async def _received(replies: asyncio.Queue[Reply], answers: int) -> AsyncIterato
         yield reply
 
 
-def _event(content: BaseModel) -> bytes:
-    return f"data: {content.model_dump_json()}\n\n".encode()
+def _check_chat(body: ChatBody) -> None:
+    """Refuse what one field asks for and another makes impossible."""
+    if body.top_logprobs and not body.logprobs:
+        raise UsageError("top_logprobs needs logprobs to be true; add it, or leave both out.")
+    continues = body.messages[-1].role == "assistant"
+    if (body.continue_final_message, body.add_generation_prompt) not in (
+        (a, b) for a in (None, continues) for b in (None, not continues)
+    ):
+        raise UsageError(
+            "An answer continues the last message if that is the assistant's, and begins a new "
+            "turn if not; leave continue_final_message and add_generation_prompt out."
+        )
 
 
 def _schema(body: ChatBody, offered: Sequence[Any], must: bool) -> dict[str, Any] | None:
