@@ -87,6 +87,9 @@ class ApiOptions:
         origins: web pages that may call, for CORS.
         max_body: bytes of a request.
         timeout: seconds for an answer.
+
+    Raises:
+        UsageError: a key that no client can send, or that everyone can.
     """
 
     names: Sequence[str]
@@ -94,6 +97,13 @@ class ApiOptions:
     origins: Sequence[str] = ()
     max_body: int = 1 << 20
     timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        if any(not key or key.split() != [key] for key in self.api_keys):
+            raise UsageError(
+                "An API key is empty or has white space in it (an unset variable?); give a key, or "
+                "no --api-key to serve without one."
+            )
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
