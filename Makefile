@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 LOCALE := src/baichuan/locale
 # The calls whose first argument is shown to the user: every error of errors.py, and language.py.
 SAYING := BaichuanError UsageError CheckpointError TokenizerError PromptError DataError DownloadError \
-	TrainingError ContextLengthError QueueFullError StoppedError translate phrase
+	TrainingError NumericalError ContextLengthError QueueFullError StoppedError translate phrase
 
 .PHONY: demo test check format messages demo-model
 

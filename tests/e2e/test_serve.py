@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 from itertools import pairwise
+from typing import Literal
 
 import httpx
 import openai
 import psutil
+import pydantic
 import pytest
 
 import baichuan
@@ -253,6 +255,72 @@ def test_tools_that_are_demanded_and_free(client):
     assert chat(client, tools=[WEATHER], tool_choice="none").choices[0].message.content
 
 
+class Place(pydantic.BaseModel):
+    city: Literal["北京", "上海"]
+
+
+class GetWeather(pydantic.BaseModel):
+    place: Place
+    days: Literal[3]
+
+
+def test_a_tool_of_nested_models_is_called(client):
+    tool = openai.pydantic_function_tool(GetWeather)
+    assert "$defs" in tool["function"]["parameters"]
+    for tools in ([tool], [WEATHER, tool]):
+        forced = {"type": "function", "function": {"name": "GetWeather"}}
+        answer = chat(client, tools=tools, tool_choice=forced, max_tokens=60)
+        (call,) = answer.choices[0].message.tool_calls
+        assert GetWeather.model_validate_json(call.function.arguments).days == 3
+    parsed = client.chat.completions.parse(
+        model="baichuan-demo", messages=QUESTION, response_format=GetWeather
+    )
+    assert parsed.choices[0].message.parsed.days == 3
+
+
+def test_a_null_is_absent(client, server):
+    names = {
+        *("n", "stream", "stream_options", "logprobs", "top_logprobs", "stop", "seed", "tools"),
+        *(
+            "tool_choice",
+            "response_format",
+            "temperature",
+            "top_p",
+            "max_tokens",
+            "user",
+            "functions",
+        ),
+    }
+    nulls = dict.fromkeys(names)
+    plain = chat(client).choices[0].message.content
+    answer = server.http.post("/v1/chat/completions", json={**nulls, "messages": QUESTION}).json()
+    assert answer["choices"][0]["message"]["content"] == plain
+    asked = {**dict.fromkeys(["n", "echo", "stream", "logprobs", "suffix", "stop", "best_of"])}
+    asked.update({"prompt": "The capital of France is", "max_tokens": 8})
+    answer = server.http.post("/v1/completions", json=asked).json()
+    assert answer["choices"][0]["text"] == " Paris."
+    for stop in ("", [], [""]):
+        assert chat(client, stop=stop).choices[0].message.content == plain
+
+
+def test_a_schema_too_complex_is_an_error_and_no_stop(client):
+    large = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(550)}}
+    named = {"type": "json_schema", "json_schema": {"name": "n", "schema": large}}
+    with pytest.raises(openai.BadRequestError, match="JSON schema cannot be used"):
+        chat(client, response_format=named)
+    with pytest.raises(openai.APIError, match="JSON schema cannot be used"):
+        list(chat(client, response_format=named, stream=True))
+
+
+def test_a_later_system_text_reaches_the_model(client, server):
+    said = [*GREETING, {"role": "assistant", "content": "你好！"}]
+    late = [*said, {"role": "developer", "content": "late"}, *QUESTION]
+    merged = [*said, {"role": "user", "content": "late\n" + QUESTION[0]["content"]}]
+    tokens = [server.http.post("/tokenize", json={"messages": m}).json() for m in (late, merged)]
+    assert tokens[0] == tokens[1]
+    assert chat(client, late).choices[0].message.content
+
+
 def test_models_and_documentation(client, server):
     assert [model.id for model in client.models.list()] == ["baichuan-demo"]
     assert client.models.retrieve("baichuan-demo").max_model_len == 1024
@@ -386,16 +454,20 @@ def test_a_second_interrupt_does_not_wait(server):
         (["--engine", "other"], "allowed is baichuan"),
         (["--port", "{taken}"], "cannot listen on 127.0.0.1"),
         (["--bits", "5"], "cannot be served: .*5"),
-        (["--api-key", ""], "--api-key is empty"),
-        (["--api-key", "right", "--api-key", "  "], "--api-key is empty"),
-        (["--api-key", "key\n", "--host", "0.0.0.0"], "--api-key is empty"),
+        (["--api-key", ""], "API key is empty"),
+        (["--api-key", "right", "--api-key", " "], "API key is empty or has white space"),
+        (["--api-key", "two words"], "white space"),
+        (["BAICHUAN_API_KEY="], "BAICHUAN_API_KEY is set but holds no key"),
+        (["BAICHUAN_API_KEY=  "], "BAICHUAN_API_KEY is set but holds no key"),
     ],
 )
 def test_what_cannot_be_served_is_a_sentence(server, options, sentence):
     taken = server.url.rpartition(":")[2]
     command = [sys.executable, "-m", "baichuan.cli.main", "serve", "--port", "0"]
-    command += [option.format(taken=taken) for option in options]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    variables = dict(option.split("=") for option in options if "=" in option)
+    command += [option.format(taken=taken) for option in options if "=" not in option]
+    env = {**os.environ, **variables}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     assert ended.returncode == 2
     assert re.search(f"^baichuan: .*{sentence}", ended.stderr, re.MULTILINE), ended.stderr
     assert "Traceback" not in ended.stderr

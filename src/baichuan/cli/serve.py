@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from baichuan.errors import UsageError
 from baichuan.language import translate
 
 _ENGINES = ("baichuan",)
+_KEY_VARIABLE = "BAICHUAN_API_KEY"
 
 HELP = translate(
     "Serve a model to many users at once, by OpenAI's API (docs/serving.md).\n\n"
@@ -41,7 +43,7 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="BAICHUAN_API_KEY",
+            envvar=_KEY_VARIABLE,
             help=translate("Key that clients must send; may be given several times."),
         ),
     ] = None,
@@ -86,6 +88,11 @@ def serve(
 ) -> None:
     """Run `baichuan serve`."""
     _check_engine(engine)
+    if not api_key and _KEY_VARIABLE in os.environ:
+        raise UsageError(
+            "{name} is set but holds no key; give it one, or unset it to serve without a key.",
+            name=_KEY_VARIABLE,
+        )
     guesses = guess_options(speculate, draft)
     try:
         from baichuan.serve.app import ApiOptions

@@ -46,7 +46,7 @@ class ServerScorer:
                 "--server speaks through the openai package, which is not installed. Install it "
                 "with: pip install 'baichuan-lm[eval]'"
             ) from error
-        self._client: OpenAI = OpenAI(base_url=address, api_key=key or "none")
+        self._client: OpenAI = OpenAI(base_url=address, api_key=(key or "").strip() or "none")
         self._address = address
         self.count: Count | None = None
         self.served = self._description(model)

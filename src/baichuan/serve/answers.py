@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
 from baichuan.serve.protocol import Piece, TokenLogprob
-from baichuan.serve.schema import (
+from baichuan.serve.responses import (
     AnswerMessage,
     ChatChoice,
     ChatCompletion,
@@ -27,11 +27,10 @@ from baichuan.serve.schema import (
     Delta,
     DeltaToolCall,
     FinishReason,
-    Tool,
-    ToolCall,
     TopLogprob,
     Usage,
 )
+from baichuan.serve.schema import Tool, ToolCall
 from baichuan.serve.tools import may_be_call, parse_call
 
 Pieces = AsyncIterator[Piece]

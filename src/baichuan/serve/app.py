@@ -35,21 +35,24 @@ from baichuan.serve.protocol import (
     Prompt,
     Reply,
 )
-from baichuan.serve.schema import (
-    ChatBody,
+from baichuan.serve.responses import (
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
-    CompletionBody,
     ErrorBody,
     Health,
-    JsonObjectFormat,
-    JsonSchemaFormat,
     Model,
     ModelList,
+    Tokenized,
+    event,
+)
+from baichuan.serve.schema import (
+    ChatBody,
+    CompletionBody,
+    JsonObjectFormat,
+    JsonSchemaFormat,
     SamplingBody,
     TokenizeBody,
-    Tokenized,
 )
 from baichuan.serve.supervisor import ModelProcess
 from baichuan.version import __version__
@@ -86,7 +89,7 @@ class ApiOptions:
         timeout: seconds for an answer.
 
     Raises:
-        UsageError: a key that is empty, so that it protects nothing, or that no header can carry.
+        UsageError: a key that no client can send, or that everyone can.
     """
 
     names: Sequence[str]
@@ -96,10 +99,10 @@ class ApiOptions:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        if not all(key and key.isprintable() and key == key.strip() for key in self.api_keys):
+        if any(not key or key.split() != [key] for key in self.api_keys):
             raise UsageError(
-                "--api-key is empty, has spaces around it or control characters in it; perhaps the "
-                "variable that should hold the key is not set. Give a key, or leave the option out."
+                "An API key is empty or has white space in it (an unset variable?); give a key, or "
+                "no --api-key to serve without one."
             )
 
 
@@ -136,6 +139,7 @@ class Api:
 
     async def chat(self, body: ChatBody, request: Request) -> Response | BaseModel:
         """Answer a conversation."""
+        _check_chat(body)
         offered, must = tools.offered(body), tools.demanded(body)
         settings = self._settings(body)
         if body.max_completion_tokens is not None:
@@ -225,8 +229,9 @@ class Api:
         settings = {name: value for name, value in given.items() if value is not None}
         if body.seed is not None:
             settings["seed"] = body.seed % _SEEDS
-        if body.stop:
-            settings["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+        stop = [body.stop] if isinstance(body.stop, str) else body.stop or ()
+        if any(stop):
+            settings["stop"] = tuple(filter(None, stop))
         return settings
 
     def _name(self, body: SamplingBody) -> str:
@@ -261,16 +266,16 @@ class Api:
 
         async def events() -> AsyncIterator[bytes]:
             try:
-                yield _event(first)
+                yield event(first)
                 async for chunk in chunks:
-                    yield _event(chunk)
+                    yield event(chunk)
             except ApiError as error:
-                yield _event(error.body)
+                yield event(error.body)
                 return
             finally:
                 request.state.usage = tally.usage
             if body.stream_options is not None and body.stream_options.include_usage:
-                yield _event(ending.model_copy(update={"usage": tally.usage}))
+                yield event(ending.model_copy(update={"usage": tally.usage}))
             yield b"data: [DONE]\n\n"
 
         return StreamingResponse(events(), headers=_EVENT_HEADERS, media_type="text/event-stream")
@@ -286,8 +291,18 @@ async def _received(replies: asyncio.Queue[Reply], answers: int) -> AsyncIterato
         yield reply
 
 
-def _event(content: BaseModel) -> bytes:
-    return f"data: {content.model_dump_json()}\n\n".encode()
+def _check_chat(body: ChatBody) -> None:
+    """Refuse what one field asks for and another makes impossible."""
+    if body.top_logprobs and not body.logprobs:
+        raise UsageError("top_logprobs needs logprobs to be true; add it, or leave both out.")
+    continues = body.messages[-1].role == "assistant"
+    if (body.continue_final_message, body.add_generation_prompt) not in (
+        (a, b) for a in (None, continues) for b in (None, not continues)
+    ):
+        raise UsageError(
+            "An answer continues the last message if that is the assistant's, and begins a new "
+            "turn if not; leave continue_final_message and add_generation_prompt out."
+        )
 
 
 def _schema(body: ChatBody, offered: Sequence[Any], must: bool) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ Knows statuses and `protocol.Failure`; no route.
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
@@ -15,7 +16,8 @@ from starlette.responses import JSONResponse
 from baichuan.errors import BaichuanError
 from baichuan.language import translate
 from baichuan.serve.protocol import Failure
-from baichuan.serve.schema import Error, ErrorBody
+from baichuan.serve.responses import Error, ErrorBody
+from baichuan.serve.schema import ChatBody, CompletionBody
 
 
 class _Kind(NamedTuple):
@@ -39,6 +41,11 @@ _KINDS = {
     "unavailable": _Kind(503, "server_error", "model_unavailable", retry_after=5),
     "timeout": _Kind(504, "server_error", "timeout"),
 }
+
+
+#: How pydantic calls a field that there is not, or that may only be absent.
+_UNSUPPORTED = ("extra_forbidden", "none_required")
+_FIELDS = sorted({*ChatBody.model_fields, *CompletionBody.model_fields})
 
 
 class ApiError(Exception):
@@ -101,8 +108,21 @@ def _of_validation(request: Request, error: RequestValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError("invalid", translate("The body is not JSON."))
     where = ".".join(str(part) for part in first["loc"] if part != "body")
+    if first["type"] in _UNSUPPORTED or first.get("ctx", {}).get("max_length") == 0:
+        return ApiError("invalid", _unsupported(where), where)
     message = f"{where}: {first['msg']}." if where else f"{first['msg']}."
     return ApiError("invalid", message, where.encode("utf-8", "replace").decode() or None)
+
+
+def _unsupported(name: str) -> str:
+    nearest = difflib.get_close_matches(name, _FIELDS, 1, 0.8)
+    if nearest and nearest[0] != name:
+        return translate(
+            "There is no field {name}; did you mean {nearest}?", name=name, nearest=nearest[0]
+        )
+    return translate(
+        "{name} is not supported and would be without effect; leave it out.", name=name
+    )
 
 
 def _of_http(request: Request, error: HTTPException) -> JSONResponse:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from baichuan.language import translate
 from baichuan.serve.faults import ApiError, internal_error
 from baichuan.serve.metrics import Metrics
+from baichuan.serve.responses import event
 
 #: Whose answers cost the model's time; the other paths need no key.
 _PROTECTED = ("/v1/", "/tokenize")
@@ -171,10 +172,9 @@ class _Exchange:
         if self._status is None:
             await error.response()(self._scope, _nothing, self.send)
         elif self._streams and not self.ended:
-            event = f"data: {error.body.model_dump_json()}\n\n".encode()
             # To a client that does not read, it cannot be said.
             with anyio.move_on_after(1):
-                await self.send({"type": "http.response.body", "body": event})
+                await self.send({"type": "http.response.body", "body": event(error.body)})
 
     def close(self, metrics: Metrics) -> None:
         """End the work on the request, and write a line for the access log.

@@ -1,44 +1,91 @@
-"""The API's bodies as OpenAI's clients write and read them. Knows pydantic only.
+"""The bodies of requests as OpenAI's clients write them. Knows pydantic only.
 
-Types are strict, so that a wrong one is refused and never guessed. What a client sends beyond these
-fields and does not change an answer (`user`, `metadata`, `store`, ...) is ignored; fields that
-would change it and that this server does not have are listed, so that they are refused.
+Types are strict, so that a wrong one is refused and never guessed. A null is absent. A field that
+there is not is refused, for it might change the answer; those that change none (`user`, `metadata`,
+`store`, ...) are listed, and ignored.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
+    GetJsonSchemaHandler,
+    model_validator,
 )
+from pydantic_core import CoreSchema
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
-FinishReason = Literal["stop", "length", "tool_calls"]
-StopText = Annotated[str, Field(min_length=1, max_length=1000)]
+StopText = Annotated[str, Field(max_length=1000)]
 TokenIds = Annotated[list[int], Field(min_length=1)]
 #: What only its absence, or a value without effect, is allowed for.
 Unsupported = Field(None, description="Not supported; leave it out.", max_length=0)
+Neutral = Field(None, description="Not supported with another value; leave it out.")
 
 
 class Body(BaseModel):
     """A request's body, or a part of one."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    ignored: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_says_nothing(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: value
+            for name, value in given.items()
+            if value is not None and name not in cls.ignored
+        }
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        if handler.mode == "validation":
+            fields = schema.get("properties", {})
+            for name in fields.keys() - schema.get("required", ()):
+                _allow_null(fields, name)
+            for name in sorted(cls.ignored):
+                fields[name] = {"description": "Changes no answer; ignored."}
+        return schema
+
+
+def _allow_null(fields: dict[str, Any], name: str) -> None:
+    about = {key: fields[name].pop(key) for key in ("title", "description") if key in fields[name]}
+    kinds = fields[name].get("anyOf", [fields[name]])
+    if {"type": "null"} not in kinds:
+        fields[name] = {"anyOf": [*kinds, {"type": "null"}]}
+    fields[name].update(about)
 
 
 class StreamOptions(Body):
     """What a stream tells beside the text."""
+
+    ignored = frozenset({"include_obfuscation", "continuous_usage_stats"})
 
     include_usage: bool = Field(False, description="End with a chunk that holds the usage.")
 
 
 class SamplingBody(Body):
     """What chat and completion have in common; unset, the checkpoint's own values apply."""
+
+    ignored = frozenset(
+        {
+            # OpenAI's. There is one tool call at most, so parallel ones change nothing.
+            *("user", "metadata", "store", "service_tier", "safety_identifier", "prediction"),
+            *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
+            # vLLM's and llama.cpp's. The tokenizer adds no special tokens to a prompt.
+            *("request_id", "priority", "cache_prompt", "id_slot", "timings_per_token"),
+            *("add_special_tokens", "spaces_between_special_tokens", "include_reasoning"),
+        }
+    )
 
     model: str | None = Field(None, description="Of `/v1/models`; the first if not given.")
     max_tokens: int | None = Field(None, ge=1, description="Most tokens to generate.")
@@ -50,28 +97,44 @@ class SamplingBody(Body):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = Field(
+        None, description="Where the answer ends; an empty string is none."
+    )
     n: int = Field(1, ge=1, le=16, description="Answers to each prompt.")
     stream: bool = False
     stream_options: StreamOptions | None = None
     logit_bias: dict[str, float] | None = Unsupported
+    bad_words: list[str] | None = Unsupported
+    stop_token_ids: list[int] | None = Unsupported
+    best_of: Literal[1] | None = Neutral
+    ignore_eos: Literal[False] | None = Neutral
+    include_stop_str_in_output: Literal[False] | None = Neutral
+    min_tokens: Literal[0] | None = Neutral
+    skip_special_tokens: Literal[True] | None = Neutral
+    use_beam_search: Literal[False] | None = Neutral
 
 
-class TextPart(Body):
+class Part(Body):
+    """A part of a message; clients send back what they were given, with fields of their own."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class TextPart(Part):
     """A part of a message; the model reads text only."""
 
     type: Literal["text"]
     text: str
 
 
-class CalledFunction(Body):
+class CalledFunction(Part):
     """The function of a tool call; its arguments are JSON in a string."""
 
     name: str
     arguments: str
 
 
-class ToolCall(Body):
+class ToolCall(Part):
     """A call of a tool that an assistant asks for."""
 
     id: str
@@ -79,24 +142,28 @@ class ToolCall(Body):
     function: CalledFunction
 
 
-class ChatMessage(Body):
+class ChatMessage(Part):
     """One message of a conversation."""
 
     role: Role
     content: str | list[TextPart] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    audio: None = Unsupported
+    function_call: None = Unsupported
 
     @property
     def text(self) -> str:
-        """The content as one text."""
+        """The content as one text, a line for each part."""
         if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
+            return "\n".join(part.text for part in self.content)
         return self.content or ""
 
 
 class Function(Body):
     """A function that the model may call."""
+
+    ignored = frozenset({"strict"})  # a demanded call always follows its schema
 
     name: str = Field(pattern="^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
@@ -136,7 +203,9 @@ class JsonObjectFormat(Body):
 
 
 class NamedSchema(Body):
-    """A JSON schema with a name."""
+    """A JSON schema with a name; it is always enforced."""
+
+    ignored = frozenset({"strict", "description"})
 
     name: str
     schema_: dict[str, Any] = Field(alias="schema")
@@ -165,6 +234,19 @@ class ChatBody(SamplingBody):
     tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     functions: list[Any] | None = Unsupported
+    function_call: Literal["none", "auto"] | None = Neutral
+    documents: list[Any] | None = Unsupported
+    chat_template_kwargs: dict[str, Any] | None = Unsupported
+    modalities: list[Literal["text"]] | None = Neutral
+    reasoning_effort: Literal["none"] | None = Neutral
+    verbosity: Literal["medium"] | None = Neutral
+    echo: Literal[False] | None = Neutral
+    add_generation_prompt: bool | None = Field(
+        None, description="What the last message says already: false if it is the assistant's."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="What the last message says already: true if it is the assistant's."
+    )
 
 
 class CompletionBody(SamplingBody):
@@ -179,184 +261,13 @@ class CompletionBody(SamplingBody):
     echo: bool = Field(False, description="Begin with the prompt, which must be text.")
     logprobs: int | None = Field(None, ge=0, le=20)
     suffix: str | None = Unsupported
+    response_format: AnyFormat | None = Neutral
 
 
 class TokenizeBody(Body):
     """Body of `/tokenize`: a text, or the messages of a chat."""
 
+    ignored = frozenset({"model", "add_special_tokens"})
+
     prompt: str | None = None
     messages: list[ChatMessage] | None = None
-
-
-class Usage(BaseModel):
-    """Tokens of a request."""
-
-    class PromptDetails(BaseModel):
-        """Tokens of the prompt that were in the cache."""
-
-        cached_tokens: int
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptDetails
-
-
-class TopLogprob(BaseModel):
-    """A likely token; `bytes` says what its text cannot where it is a part of a character."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ChatLogprob(TopLogprob):
-    """A chosen token and the likeliest in its place."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    """Log-probabilities of a chat answer, or of a piece of one."""
-
-    content: list[ChatLogprob]
-
-
-class CompletionLogprobs(BaseModel):
-    """Log-probabilities of a completion, or of a piece of one."""
-
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
-
-
-class AnswerMessage(BaseModel):
-    """An assistant's answer."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str | None
-    tool_calls: list[ToolCall] | None = None
-
-
-class ChatChoice(BaseModel):
-    """One answer."""
-
-    index: int
-    message: AnswerMessage
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason
-
-
-class Response(BaseModel):
-    """What all answers begin with."""
-
-    id: str
-    created: int
-    model: str
-
-
-class ChatCompletion(Response):
-    """Answer of `/v1/chat/completions`."""
-
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class DeltaToolCall(ToolCall):
-    """A tool call in a stream: its place in the message, and the whole of it."""
-
-    index: int
-
-
-class Delta(BaseModel):
-    """What a chunk adds to a message."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-    tool_calls: list[DeltaToolCall] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_nulls(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if value is not None}
-
-
-class ChunkChoice(BaseModel):
-    """What a chunk adds to one answer."""
-
-    index: int
-    delta: Delta
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
-
-
-class ChatCompletionChunk(Response):
-    """One event of a stream from `/v1/chat/completions`."""
-
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-
-
-class CompletionChoice(BaseModel):
-    """One continuation, or what a chunk adds to it."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: Literal["stop", "length"] | None = None
-
-
-class Completion(Response):
-    """Answer of `/v1/completions`, and one event of its stream."""
-
-    object: Literal["text_completion"] = "text_completion"
-    choices: list[CompletionChoice]
-    usage: Usage | None = None
-
-
-class Model(BaseModel):
-    """One entry of `/v1/models`; `max_model_len` is null while the model is being loaded."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "baichuan"
-    max_model_len: int | None
-
-
-class ModelList(BaseModel):
-    """Answer of `/v1/models`."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class Tokenized(BaseModel):
-    """Answer of `/tokenize`."""
-
-    tokens: list[int]
-    count: int
-    max_model_len: int
-
-
-class Health(BaseModel):
-    """Answer of `/health`."""
-
-    status: Literal["ok"] = "ok"
-
-
-class Error(BaseModel):
-    """What went wrong, as OpenAI's clients read it."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorBody(BaseModel):
-    """Body of every answer that is an error."""
-
-    error: Error

@@ -14,14 +14,7 @@ from typing import Any
 
 from baichuan.errors import UsageError
 from baichuan.serve.protocol import Message
-from baichuan.serve.schema import (
-    CalledFunction,
-    ChatBody,
-    ChatMessage,
-    NamedTool,
-    Tool,
-    ToolCall,
-)
+from baichuan.serve.schema import CalledFunction, ChatBody, ChatMessage, NamedTool, Tool, ToolCall
 
 _INSTRUCTIONS = """\
 You can call functions. To call one, answer with one JSON object and nothing else:
@@ -65,14 +58,22 @@ def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
             "type": "object",
             "properties": {
                 "name": {"const": tool.function.name},
-                "arguments": tool.function.parameters or {"type": "object"},
+                "arguments": _arguments(number, tool.function.parameters or {}),
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for tool in tools
+        for number, tool in enumerate(tools)
     ]
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+
+def _arguments(number: int, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of a call's arguments: of its parameters, and an object.
+
+    With an `$id`, the parameters stay a schema of their own, to which their `$ref`s refer.
+    """
+    return {"allOf": [{"$id": f"tool:{number}", **parameters}, {"type": "object"}]}
 
 
 def conversation(
@@ -81,7 +82,8 @@ def conversation(
     """Turn the API's messages into those that the model knows: system, user, assistant.
 
     Instructions for tools and the system messages at the beginning become one system text, a call
-    becomes the JSON that it was, and a tool's result becomes what the user says next.
+    becomes the JSON that it was, and a tool's result becomes what the user says next. A system
+    message further on joins the user's turn beside it, or is one.
     """
     called = {call.id: call.function.name for m in messages for call in m.tool_calls or ()}
     turns = [_turn(message, called) for message in messages]
@@ -92,7 +94,20 @@ def conversation(
     if tools:
         system.append(_instructions(tools, must))
     head: list[Message] = [{"role": "system", "content": "\n".join(system)}] if system else []
-    return [*head, *turns[heads:]]
+    return [*head, *_without_system(turns[heads:])]
+
+
+def _without_system(turns: Sequence[Message]) -> list[Message]:
+    merged: list[Message] = []
+    after_system = False
+    for turn in turns:
+        is_system = turn["role"] == "system"
+        said = {**turn, "role": "user"} if is_system else turn
+        if merged and merged[-1]["role"] == said["role"] == "user" and (is_system or after_system):
+            said = {**said, "content": "\n".join([merged.pop()["content"], said["content"]])}
+        merged.append(said)
+        after_system = is_system
+    return merged
 
 
 def _turn(message: ChatMessage, called: dict[str, str]) -> Message:

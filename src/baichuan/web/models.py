@@ -184,7 +184,7 @@ class RemoteModel:
 
         base = server.rstrip("/")
         base = base if base.endswith("/v1") else f"{base}/v1"
-        key = os.environ.get("OPENAI_API_KEY") or "none"
+        key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"
         self._client = openai.OpenAI(base_url=base, api_key=key, max_retries=0)
         try:
             models = self._client.models.list().data
