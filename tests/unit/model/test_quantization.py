@@ -199,6 +199,15 @@ def test_a_broken_weight_is_named():
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.inf
     with pytest.raises(UsageError, match=r"model.layers.1.mlp.up_proj: The weight holds NaN"):
         model.quantize(8)
+    for name in ("model.embed_tokens.weight", "model.layers.0.input_layernorm.weight"):
+        model = network()
+        model.get_parameter(name).data.view(-1)[3] = torch.nan
+        with pytest.raises(UsageError, match=rf"^{name} holds NaN or infinity"):
+            model.quantize(4)
+    model = network()
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(UsageError, match=r"layers.0.mlp.up_proj: The weight holds NaN"):
+        model.quantize(8, scheme="original")
 
 
 def test_a_head_that_is_the_embedding_stays(tmp_path, bits):
