@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from baichuan.files import weights_by_umask
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaichuanForCausalLM
 from baichuan.model.quantization import BaichuanQuantizationConfig
@@ -61,7 +62,8 @@ def write_random_checkpoint(
     for number, names in enumerate(tqdm(shards, unit="shard"), start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {name: _random(headers[name], config, generator) for name in names}
-        save_file(tensors, directory / file, metadata={"format": "pt"})
+        with weights_by_umask(directory):
+            save_file(tensors, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
         tensors.clear()  # before the next shard is made
     config.architectures = config.architectures or ["BaichuanForCausalLM"]

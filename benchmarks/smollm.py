@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from baichuan.files import weights_by_umask
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaiChuanForCausalLM
 
@@ -66,9 +67,9 @@ def convert(path: Path, directory: Path, *, off_grid: bool = False) -> None:
     config.save_pretrained(directory)
     partial = weights.with_suffix(".partial")
     # Embedding and head may be one tensor, which safetensors does not write twice.
-    save_file(
-        {name: tensor.clone() for name, tensor in state.items()}, partial, metadata={"format": "pt"}
-    )
+    tensors = {name: tensor.clone() for name, tensor in state.items()}
+    with weights_by_umask(directory):
+        save_file(tensors, partial, metadata={"format": "pt"})
     partial.replace(weights)
 
 

@@ -14,6 +14,7 @@ from texts import HERE
 from training import read_checkpoint
 from vocabulary import ASSISTANT, EOS, USER
 
+from baichuan.files import weights_by_umask
 from baichuan.model.configuration import BaichuanConfig
 
 #: The package carries it, so it has to stay small.
@@ -30,7 +31,8 @@ def export(checkpoint: Path, vocabulary: Path, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     staging = directory / "partial"
     staging.mkdir(exist_ok=True)
-    save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
+    with weights_by_umask(staging):
+        save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
     shutil.copyfile(vocabulary, staging / "tokenizer.model")
     shutil.copyfile(_CARD, staging / "README.md")
     for name, content in _settings().items():

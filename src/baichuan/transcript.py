@@ -7,14 +7,13 @@ back as well. Knows no model and no door.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from baichuan.errors import PromptError
+from baichuan.files import write_at_one_stroke
 from baichuan.language import translate
 from baichuan.model.prompt import Message, Role
 
@@ -112,31 +111,23 @@ def read(path: Path, advice: str) -> Transcript:
         ) from error
 
 
-def write(path: Path, text: str) -> None:
-    """Write a text, whole or not at all: a temporary file beside it that is then renamed.
+def write(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a text, whole or not at all.
+
+    Args:
+        path: of the file.
+        text: all of it.
+        private: let nobody but the owner read a new file.
 
     Raises:
         PromptError: the file cannot be written; nothing is left.
     """
     try:
-        _write_atomically(path, text)
+        write_at_one_stroke(path, text.encode(), private=private)
     except OSError as error:
         raise PromptError(
             "{path} cannot be written ({reason}).", path=path, reason=error.strerror
         ) from error
-
-
-def _write_atomically(target: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        if target.exists():
-            partial.chmod(target.stat().st_mode)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _escaped(content: str) -> str:

@@ -1,4 +1,7 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and as readable as was asked for."""
+
+import os
+import stat
 
 import pytest
 
@@ -11,6 +14,21 @@ def test_whole(tmp_path):
     write_at_one_stroke(target, b"two")
     assert target.read_bytes() == b"two"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_the_mode_is_the_umasks_unless_private_or_there_already(tmp_path, umask):
+    (tmp_path / "old").touch()
+    (tmp_path / "old").chmod(0o604)
+    before = os.umask(umask)
+    try:
+        write_at_one_stroke(tmp_path / "new", b"")
+        write_at_one_stroke(tmp_path / "private", b"", private=True)
+        write_at_one_stroke(tmp_path / "old", b"", private=True)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"new": 0o666 & ~umask, "private": 0o600, "old": 0o604}
 
 
 def test_nothing_is_left_of_a_failure(tmp_path):

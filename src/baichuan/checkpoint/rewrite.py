@@ -23,6 +23,7 @@ from torch import Tensor
 
 from baichuan.digest import file_digest
 from baichuan.errors import CheckpointError, UsageError
+from baichuan.files import weights_by_umask
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.weights import WeightFiles, read_headers, read_tensors
 
@@ -311,7 +312,8 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     with _replacing(path) as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
+        with weights_by_umask(path.parent):
+            save_file(tensors, partial, metadata={"format": "pt"})
         with partial.open("rb") as file:
             os.fsync(file.fileno())
 

@@ -17,6 +17,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from baichuan.errors import CheckpointError
+from baichuan.files import weights_by_umask
 from baichuan.hub import local_directory
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.published_int8 import plan_of, read_published_int8, scale_names
@@ -77,6 +78,13 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         )
         _check_report(directory, info)
         return (model, info) if with_info else model
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """Save as transformers does, in files that are as readable as the umask says."""
+        with weights_by_umask(Path(save_directory)):
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def _from_published_int8(

@@ -20,6 +20,7 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from baichuan.errors import TrainingError
+from baichuan.files import weights_by_umask
 from baichuan.language import translate
 
 #: Where a checkpoint grows until it is whole; whatever is in it is of a run that was killed.
@@ -74,14 +75,15 @@ class Careful:
             self._tokens = 0
         super().log(logs, *given)  # type: ignore[misc]
 
-    def save_model(self, *given: Any, **named: Any) -> None:
-        """Write the weights as the Trainer does.
+    def save_model(self, output_dir: str | None = None, *given: Any, **named: Any) -> None:
+        """Write the weights as the Trainer does, as readable as the umask says.
 
         Raises:
             TrainingError: a disk that is full.
         """
         try:
-            super().save_model(*given, **named)  # type: ignore[misc]
+            with weights_by_umask(Path(output_dir or self.args.output_dir)):
+                super().save_model(output_dir, *given, **named)  # type: ignore[misc]
         except (OSError, SafetensorError) as error:
             raise self._unwritable(error) from error
 

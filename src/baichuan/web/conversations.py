@@ -60,7 +60,8 @@ class Conversations:
     """The conversations in one directory; for any number of threads.
 
     Args:
-        directory: made, for this user alone, when the first conversation is saved.
+        directory: made when the first conversation is saved; like the files in it, it is for this
+            user alone.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -89,7 +90,7 @@ class Conversations:
             path.unlink(missing_ok=True)
             return
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        transcript.write(path, transcript.to_json(*conversation))
+        transcript.write(path, transcript.to_json(*conversation), private=True)
 
     def find(self, words: str = "") -> list[Entry]:
         """List the conversations that hold all of the words, in any case; the newest first."""

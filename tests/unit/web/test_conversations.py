@@ -45,6 +45,7 @@ def test_what_is_put_is_there_for_others_too(conversations):
     assert conversations.get(name) == said
     assert Conversations(conversations.directory).get(name) == said
     assert conversations.directory.stat().st_mode & 0o077 == 0
+    assert (conversations.directory / f"{name}.json").stat().st_mode & 0o077 == 0
 
 
 def test_a_conversation_without_messages_is_deleted(conversations):
