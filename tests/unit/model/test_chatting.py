@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from tests.conftest import tiny_config
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaTokenizer
 
 import baichuan
 from baichuan.engine.sampling import SamplingParams
@@ -176,3 +176,8 @@ def test_a_request_is_what_chat_answers(model, tokenizer):
     engine = baichuan.Engine(model, tokenizer.decode)
     by_request = [step.token for step in engine.generate(prompt, params)]
     assert by_request == tokens(model, tokenizer)[:5]
+
+
+def test_another_tokenizer_is_refused(model):
+    with pytest.raises(UsageError, match="tokenizer is a LlamaTokenizer, .* needs a BaichuanToken"):
+        model.chat(LlamaTokenizer(), HELLO)

@@ -21,6 +21,7 @@ from sentencepiece import sentencepiece_model_pb2 as sp
 from transformers import AddedToken
 
 from baichuan.errors import CheckpointError
+from baichuan.files import read_text
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.tokenizer import BaichuanTokenizer
 
@@ -120,7 +121,7 @@ def _generation(directory: Path) -> dict[str, Any]:
     """Read generation_config.json; nothing where there is none."""
     path = directory / "generation_config.json"
     try:
-        content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        content = json.loads(read_text(path)) if path.is_file() else {}
     except ValueError as error:
         raise CheckpointError(
             "{path} is not JSON ({reason}; {size:,} bytes). Fetch the file again.",

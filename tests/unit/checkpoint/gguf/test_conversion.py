@@ -353,6 +353,18 @@ def test_other_networks_are_refused(save, tmp_path):
         checkpoint_from_gguf(path, tmp_path / "back")
 
 
+def test_a_padding_id_that_stands_for_none_is_none(save, tmp_path):
+    source = save(num_hidden_layers=40, hidden_size=24, intermediate_size=32)
+
+    def none(settings, held):
+        settings["tokenizer.ggml.padding_token_id"] = 2**32 - 1
+
+    checkpoint_from_gguf(community(tmp_path / "x.gguf", source, change=none), tmp_path / "back")
+    model = baichuan.BaichuanForCausalLM.from_pretrained(tmp_path / "back")
+    assert model.config.pad_token_id is None and model.generation_config.pad_token_id is None
+    gguf_from_checkpoint(tmp_path / "back", tmp_path / "y.gguf")
+
+
 def test_what_is_no_number_is_refused(save, tmp_path):
     source = save(num_hidden_layers=40, hidden_size=24, intermediate_size=32)
 
