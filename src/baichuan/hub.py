@@ -57,6 +57,7 @@ def local_directory(
     path = Path(name).expanduser()
     if name == DEMO_NAME:
         return DEMO
+    check_permission(path)
     if name and path.is_dir():
         return _checked(path / subfolder)
     if path.suffix == ".gguf" and path.is_file():
@@ -113,6 +114,16 @@ def _checked(directory: Path) -> Path:
             path=str(directory),
         )
     return directory
+
+
+def check_permission(path: Path) -> None:
+    """Raise CheckpointError for a directory in which this user may not look anything up."""
+    try:
+        os.stat(os.path.join(path, os.curdir))
+    except PermissionError as error:
+        raise CheckpointError.unreadable(path, error) from error
+    except (OSError, ValueError):  # there is none of this name
+        return
 
 
 def data_directory(name: str) -> Path:

@@ -57,19 +57,25 @@ class WeightFiles:
         files: every file once, headers checked.
     """
 
-    def __init__(self, directory: str | Path, safetensors: bool | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        safetensors: bool | None = None,
+        variant: str | None = None,
+    ) -> None:
         """Find the files and read their headers.
 
         Args:
             directory: of the checkpoint.
             safetensors: read only these (True) or only pickles (False); None prefers safetensors.
+            variant: what `save_pretrained(variant=...)` put into the names of the files.
 
         Raises:
             CheckpointError: no weights, a missing or truncated file, a pickle that would run code,
                 a tensor promised by the index and not held by its shard, or held twice.
         """
         self.directory = Path(directory)
-        paths, promised = _locate(self.directory, safetensors)
+        paths, promised = _locate(self.directory, safetensors, variant)
         self.files = [TensorFile(path, read_headers(path)) for path in paths]
         self._check_promises(promised)
 
@@ -124,10 +130,14 @@ class WeightFiles:
                 seen[name] = shard
 
 
-def _locate(directory: Path, safetensors: bool | None) -> tuple[list[Path], dict[str, str]]:
+def _locate(
+    directory: Path, safetensors: bool | None, variant: str | None
+) -> tuple[list[Path], dict[str, str]]:
     """Find weight files; with an index, what tensor it promises in which shard."""
     layouts = [
-        name for name in _LAYOUTS if safetensors is None or ("safetensors" in name) == safetensors
+        _of_variant(name, variant)
+        for name in _LAYOUTS
+        if safetensors is None or ("safetensors" in name) == safetensors
     ]
     layout = next((name for name in layouts if (directory / name).is_file()), None)
     if layout is None:
@@ -141,7 +151,7 @@ def _locate(directory: Path, safetensors: bool | None) -> tuple[list[Path], dict
             directory=directory,
             names=", ".join(layouts),
         )
-    if not layout.endswith(".index.json"):
+    if not layout.endswith(".json"):
         return [directory / layout], {}
     promised = _read_index(directory / layout)
     shards = sorted(set(promised.values()))
@@ -158,12 +168,22 @@ def _locate(directory: Path, safetensors: bool | None) -> tuple[list[Path], dict
     return [directory / name for name in shards], promised
 
 
+def _of_variant(name: str, variant: str | None) -> str:
+    """Put a variant before the last suffix of a name, as transformers does."""
+    stem, _, suffix = name.rpartition(".")
+    return name if variant is None else f"{stem}.{variant}.{suffix}"
+
+
 def _read_index(path: Path) -> dict[str, str]:
     """Read which tensor is in which shard, and let no shard lie outside the directory."""
-    _check_pointer(path)
     try:
+        _check_pointer(path)
         promised = json.loads(read_text(path))["weight_map"]
         shards = {os.fspath(name) for name in promised.values()}
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError.unreadable(path, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             "{path} is not an index of shards ({reason!r}): fetch the file again.",
@@ -201,6 +221,8 @@ def _explained(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise CheckpointError("There is no file {path}. Fetch it.", path=path) from error
+    except PermissionError as error:
+        raise CheckpointError.unreadable(path, error) from error
     except Exception as error:  # a damaged pickle can fail in any way; see the fuzz test
         if any(words in str(error) for words in _FOREIGN):
             raise CheckpointError(

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import CreatesFile, tiny_config
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import baichuan
-from baichuan.errors import CheckpointError
+from baichuan.errors import CheckpointError, TokenizerError
 from baichuan.weights import WeightFiles
 
 FAMILIES = {"alibi": "BaichuanForCausalLM", "rope": "BaiChuanForCausalLM"}
@@ -117,6 +117,64 @@ def test_saved_and_loaded(tmp_path, weights, family, dtype, size):
     assert_equal(again, model.state_dict())
     ids = torch.arange(3, 20)[None]
     assert torch.equal(again(ids).logits, model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("size", ["1GB", "40KB"])
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_variant_is_saved_and_loaded(tmp_path, weights, family, size, safe):
+    model = baichuan.BaichuanForCausalLM(tiny_config(vocab_size=1000, position_embedding=family))
+    model.load_state_dict(weights)
+    model.save_pretrained(tmp_path, variant="half", max_shard_size=size)
+    if not safe:
+        for file in tmp_path.glob("*.safetensors*"):
+            file.unlink()
+        write(tmp_path, weights, "zip")
+        (tmp_path / "pytorch_model.bin").rename(tmp_path / "pytorch_model.half.bin")
+    again = baichuan.BaichuanForCausalLM.from_pretrained(tmp_path, variant="half")
+    assert_equal(again, weights)
+    with pytest.raises(
+        CheckpointError, match=r"one of model\.other\.safetensors, .*index\.other\.j"
+    ):
+        baichuan.BaichuanForCausalLM.from_pretrained(tmp_path, variant="other")
+
+
+def test_settings_may_begin_with_a_byte_order_mark(directory, weights):
+    write(directory, weights, "safetensors")
+    (directory / "generation_config.json").write_text('{"temperature": 0.4, "do_sample": true}')
+    for name in ("config.json", "generation_config.json"):
+        (directory / name).write_text("\ufeff" + (directory / name).read_text())
+    assert by_baichuan(directory).generation_config.temperature == 0.4
+    (directory / "generation_config.json").unlink()
+    assert by_baichuan(directory).generation_config.eos_token_id == 2
+    (directory / "config.json").write_text((directory / "config.json").read_text("utf-8-sig"))
+    file = directory / "tokenizer_config.json"
+    file.write_text("\ufeff" + file.read_text())
+    for load in (baichuan.load, AutoTokenizer.from_pretrained):
+        with pytest.raises(TokenizerError, match="is not JSON in UTF-8 without a byte order mark"):
+            load(directory)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"eos_token_id": 64_000}, "generation_config.json: eos_token_id is 64000, but"),
+        (
+            {"eos_token_id": [1000]},
+            r"eos_token_id is \[1000\], but the vocabulary has the ids 0 to",
+        ),
+        ({"user_token_id": 64_195}, "user_token_id is 64195, but the vocabulary has the ids 0 to"),
+    ],
+)
+def test_generation_settings_of_another_vocabulary(directory, weights, settings, sentence, door):
+    write(directory, weights, "safetensors")
+    unneeded = {"pad_token_id": 64_000, "bos_token_id": -1}
+    (directory / "generation_config.json").write_text(json.dumps({**settings, **unneeded}))
+    with pytest.raises(CheckpointError, match=sentence):
+        door(directory)
+    unneeded["eos_token_id"] = [2, 64_000]
+    (directory / "generation_config.json").write_text(json.dumps(unneeded))
+    read = door(directory).generation_config
+    assert (read.pad_token_id, read.bos_token_id, read.eos_token_id) == (None, None, [2])
 
 
 def test_a_7b_saved_again_is_still_known_as_one(directory, weights, family):

@@ -81,9 +81,7 @@ def _calibrated(
     return Change(grouped, calibrated.convert, config, settings, calibrated.skip)
 
 
-def checked_schemes(
-    config: BaichuanConfig, plan: Plan, weights: WeightFiles
-) -> dict[str, Scheme]:
+def checked_schemes(config: BaichuanConfig, plan: Plan, weights: WeightFiles) -> dict[str, Scheme]:
     """Give the scheme of each weight to quantize, having checked that all tensors are there."""
     with torch.device("meta"):
         network: nn.Module = BaichuanForCausalLM(config)

@@ -73,7 +73,7 @@ def rewrite_checkpoint(
     """Write a changed copy of a checkpoint.
 
     Raises:
-        CheckpointError: the disk is too small.
+        CheckpointError: NaN or infinity in the source, or the disk is too small.
         UsageError: the target exists, or another run is writing it.
     """
     refuse_existing(target)
@@ -219,6 +219,7 @@ def _write_shards(
         for _ in shard:
             read = next(source)
             if not whole:
+                check_finite(weights.directory, read)
                 tensors |= change.convert(read)
             elif change.skip:
                 change.skip(read, tensors)
@@ -227,6 +228,20 @@ def _write_shards(
         if not whole:
             _save(tensors, journal.directory / file)
             journal.add(file)
+
+
+def check_finite(directory: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError if a tensor of a checkpoint holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                "{name} in {directory} holds NaN or infinity: {count} of {total:,} numbers. Its "
+                "training diverged, or the file is damaged; fetch it again.",
+                name=name,
+                directory=directory,
+                count=int((~tensor.isfinite()).sum()),
+                total=tensor.numel(),
+            )
 
 
 def _read(

@@ -106,6 +106,7 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
             self.model_max_length = 4096
         self._read_rope_parameters()
         self._check_architecture()
+        self.check_token_ids()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -167,6 +168,12 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
                 hidden_size=self.hidden_size,
                 heads=self.num_attention_heads,
             )
+        for name in ("model_max_length", "max_position_embeddings"):
+            length = getattr(self, name)
+            if length is not None and length < 1:
+                raise UsageError(
+                    "{name} is {given}; allowed is 1 or more.", name=name, given=length
+                )
         if not 1 < self.rope_theta < math.inf:
             raise UsageError(
                 "rope_theta is {given}; allowed is a finite number above 1.", given=self.rope_theta
@@ -184,6 +191,41 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
                 "package runs Baichuan-13B and Baichuan-7B (vocabulary 64,000).",
                 size=self.vocab_size,
             )
+
+    def check_token_ids(self) -> None:
+        """Drop the ids of padding and of the beginning where the vocabulary does not have them.
+
+        The network needs neither. (Others write 4294967295 or -1 for none.)
+
+        Raises:
+            UsageError: no end of an answer is in the vocabulary.
+        """
+        for name in ("pad_token_id", "bos_token_id"):
+            if not self._has_token(getattr(self, name)):
+                setattr(self, name, None)
+        self.eos_token_id = self.ends_within(self.eos_token_id)
+
+    def ends_within(self, ids: int | list[int] | None) -> int | list[int] | None:
+        """Return those of the ids that end an answer which the vocabulary has.
+
+        Raises:
+            UsageError: it has none of them.
+        """
+        if ids is None or isinstance(ids, int):
+            within = [] if ids is None or not self._has_token(ids) else [ids]
+        else:
+            within = [i for i in ids if self._has_token(i)]
+        if ids not in (None, []) and not within:
+            raise UsageError(
+                "eos_token_id is {given}, but the vocabulary has the ids 0 to {last}: no answer "
+                "would end. Use the tokenizer and the settings of one checkpoint.",
+                given=ids,
+                last=self.vocab_size - 1,
+            )
+        return within if isinstance(ids, list) else ids
+
+    def _has_token(self, i: int | None) -> bool:
+        return i is not None and 0 <= i < self.vocab_size
 
     @property
     def head_dim(self) -> int:

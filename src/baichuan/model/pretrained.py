@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from baichuan.errors import CheckpointError
+from baichuan.errors import CheckpointError, UsageError
 from baichuan.files import read_text, weights_by_umask
 from baichuan.hub import local_directory
 from baichuan.model.configuration import BaichuanConfig
@@ -27,6 +27,7 @@ from baichuan.weights import WeightFiles
 #: The 7B's code kept its table of rotary frequencies among the weights; it is computed here.
 _INV_FREQ = "rotary_emb.inv_freq"
 _NAMED = 4
+_GENERATION = "generation_config.json"
 
 #: The arguments that say where on the hub to look; a directory found already needs none of them.
 _HUB = ("revision", "token", "cache_dir", "force_download", "subfolder", "local_files_only")
@@ -64,12 +65,14 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         config = kwargs.get("config")
         if not isinstance(config, BaichuanConfig):
             config = BaichuanConfig.from_pretrained(config) if config else read_config(directory)
-        weights = WeightFiles(directory, kwargs.get("use_safetensors"))
+        weights = WeightFiles(directory, kwargs.get("use_safetensors"), kwargs.get("variant"))
         if kwargs.get("quantization_config") is not None:
             refuse_quantized(config, weights)
         if getattr(config, "quantization_config", None) is None and scale_names(weights.shapes):
             return cls._from_published_int8(weights, **{**kwargs, "config": config})
         cls._check_files(config, weights)
+        if kwargs.get("generation_config") is None and cls.can_generate():
+            kwargs["generation_config"] = _read_generation_config(config, directory)
         with_info = kwargs.pop("output_loading_info", False)
         # It would let transformers run a `custom_generate/generate.py` of the directory.
         kwargs.pop("trust_remote_code", None)
@@ -98,20 +101,16 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             network = cls(config)
         swap_modules(network, config.quantization_config)
         check_tensors(weights.directory, {n: tuple(t.shape) for n, t in state.items()}, network)
-        for name in ("use_safetensors", "trust_remote_code"):
+        for name in ("use_safetensors", "variant", "trust_remote_code"):
             kwargs.pop(name, None)
         model = super().from_pretrained(None, config=config, state_dict=state, **kwargs)
-        if (weights.directory / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(weights.directory)
+        model.generation_config = _read_generation_config(config, weights.directory)
         return model
 
     @classmethod
     def _check_files(cls, config: BaichuanConfig, weights: WeightFiles) -> None:
         """Check, before any weight is read, all that transformers would pass over in silence."""
         directory, held = weights.directory, weights.shapes
-        generation = directory / "generation_config.json"
-        if generation.is_file():
-            _read_json(generation)
         with torch.device("meta"):
             network = cls(config)
         settings = getattr(config, "quantization_config", None)
@@ -122,6 +121,43 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             # AutoModel: the network without its head, from a checkpoint of the whole.
             held = {n.removeprefix(prefix): s for n, s in held.items() if n.startswith(prefix)}
         check_tensors(directory, held, network)
+
+
+def _read_generation_config(config: BaichuanConfig, directory: Path) -> GenerationConfig:
+    """Read how answers are sampled; transformers would pass over a file that it cannot read.
+
+    Where there is none, old configurations hold it, as for transformers.
+
+    Raises:
+        CheckpointError: the file is damaged, or names ids that the vocabulary does not have.
+    """
+    path = directory / _GENERATION
+    if path.is_file():
+        settings = GenerationConfig.from_dict(_read_json(path))
+    else:
+        path = directory / "config.json"
+        raw = _read_json(path) if path.is_file() else config
+        settings = GenerationConfig.from_model_config(raw)
+    for name in ("pad_token_id", "bos_token_id"):
+        given = getattr(settings, name)
+        if given is not None and not 0 <= given < config.vocab_size:  # neither is needed
+            setattr(settings, name, None)
+    try:
+        settings.eos_token_id = config.ends_within(settings.eos_token_id)
+    except UsageError as error:
+        raise CheckpointError("{path}: {reason}", path=path, reason=error) from error
+    for name in ("user_token_id", "assistant_token_id"):
+        given = getattr(settings, name, None)
+        if given is not None and not 0 <= given < config.vocab_size:
+            raise CheckpointError(
+                "{path}: {name} is {given}, but the vocabulary has the ids 0 to {last}. Fetch the "
+                "file that belongs to these weights.",
+                path=path,
+                name=name,
+                given=given,
+                last=config.vocab_size - 1,
+            )
+    return settings
 
 
 def read_config(directory: Path) -> BaichuanConfig:
@@ -143,7 +179,9 @@ def read_config(directory: Path) -> BaichuanConfig:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError.unreadable(path, error) from error
+    except ValueError as error:
         raise CheckpointError(
             "{path} is not JSON ({reason}; {size:,} bytes). Fetch the file again.",
             path=path,

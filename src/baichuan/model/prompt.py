@@ -89,6 +89,7 @@ def encode_chat(
         UsageError: `max_input` or `form` is not allowed.
     """
     _check_arguments(max_input, form)
+    _check_tokenizer(tokenizer)
     _check_messages(messages, form)
     markers = {"user": user_token_id, "assistant": assistant_token_id}
     never = (user_token_id, assistant_token_id)
@@ -214,6 +215,15 @@ def _check_arguments(max_input: int | None, form: str) -> None:
     if max_input is not None and max_input < 1:
         raise UsageError(
             "max_input is {given}; it must be at least 1, or None for no limit.", given=max_input
+        )
+
+
+def _check_tokenizer(tokenizer: object) -> None:
+    if not hasattr(tokenizer, "encode_text"):
+        raise UsageError(
+            "tokenizer is a {kind}, which would let typed text pass for role markers; chat needs "
+            "a BaichuanTokenizer: baichuan.BaichuanTokenizer.from_pretrained(directory).",
+            kind=type(tokenizer).__name__,
         )
 
 

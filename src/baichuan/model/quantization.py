@@ -202,6 +202,25 @@ class QuantizeMixin:
             adapters.remove_adapter(self, name)
             raise
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, **options: Any) -> Any:
+        """Change the size of the vocabulary as transformers does.
+
+        Raises:
+            UsageError: the head is quantized, which cannot take new rows.
+        """
+        head = self.lm_head  # type: ignore[attr-defined]
+        if not isinstance(head, (QuantizedLinear, OriginalLinear)):
+            return super().resize_token_embeddings(new_num_tokens, **options)  # type: ignore[misc]
+        size = self.config.vocab_size
+        if new_num_tokens not in (None, size) or options.get("pad_to_multiple_of"):
+            raise UsageError(
+                "The output head is quantized and has {size} rows; it cannot be resized to "
+                "{given}. Resize the original model, then quantize it.",
+                size=size,
+                given=new_num_tokens,
+            )
+        return self.get_input_embeddings()  # type: ignore[attr-defined]
+
     def half(self, *_: Any) -> Any:
         """Cast what is not quantized to float16; transformers refuses it for quantized models."""
         return self.to(torch.float16)

@@ -7,6 +7,7 @@ so a checkpoint's own `tokenization_baichuan.py` never runs. Knows no network an
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,20 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped 
                 file=vocab_file,
                 size=size,
             ) from error
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does.
+
+        Raises:
+            TokenizerError: a file is missing, damaged, or may not be read.
+        """
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        except PermissionError as error:
+            raise TokenizerError.unreadable(error.filename, error) from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise _no_json(args[0] if args else None, error) from error
 
     def get_vocab(self) -> dict[str, int]:
         """Map every piece and added token to its id."""
@@ -306,7 +321,10 @@ _get_tokenizer_config = tokenization_auto.get_tokenizer_config
 
 def _tokenizer_config_without_code(name: Any, **kwargs: Any) -> dict[str, Any]:
     """Read tokenizer_config.json; where it means Baichuan's own Python file, name our class."""
-    found: dict[str, Any] = _get_tokenizer_config(name, **kwargs)
+    try:
+        found: dict[str, Any] = _get_tokenizer_config(name, **kwargs)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _no_json(name, error) from error
     ours = BaichuanTokenizer.__name__
     named = found.get("tokenizer_class")
     if "auto_map" not in found and named == ours:
@@ -322,6 +340,16 @@ def _tokenizer_config_without_code(name: Any, **kwargs: Any) -> dict[str, Any]:
     return found
 
 
+def _no_json(directory: object, error: ValueError) -> TokenizerError:
+    return TokenizerError(
+        "A settings file of the tokenizer in {directory} is not JSON in UTF-8 without a byte order "
+        "mark ({reason}): tokenizer_config.json, special_tokens_map.json or added_tokens.json. "
+        "Save it so, or fetch it again.",
+        directory=directory,
+        reason=error,
+    )
+
+
 def _check_file(vocab_file: object) -> None:
     if not vocab_file:
         raise TokenizerError(
@@ -334,3 +362,7 @@ def _check_file(vocab_file: object) -> None:
             "Put it beside config.json or fetch the checkpoint again.",
             file=vocab_file,
         )
+    try:
+        open(vocab_file, "rb").close()  # transformers would not say why it cannot be read
+    except OSError as error:
+        raise TokenizerError.unreadable(vocab_file, error) from error

@@ -57,7 +57,13 @@ class OriginalLinear(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_weight(cls, weight: Tensor, scheme: Scheme) -> OriginalLinear:
-        """Quantize a weight [out_features, in_features]."""
+        """Quantize a weight [out_features, in_features].
+
+        Raises:
+            UsageError: the weight holds NaN or infinity.
+        """
+        if not bool(weight.isfinite().all()):
+            raise UsageError("The weight holds NaN or infinity, which no code stands for.")
         with torch.device("meta"):
             layer = cls(weight.shape[1], weight.shape[0], scheme)
         scales = (weight.abs().amax(-1) / (2 ** (scheme.bits - 1) - 1)).float()

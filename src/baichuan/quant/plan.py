@@ -148,10 +148,17 @@ def quantize_modules(
         done: told the name of each finished layer, for a progress bar.
 
     Raises:
-        UsageError: a weight is not in memory (nothing is changed then), or holds NaN or infinity
-            (the layers before it are quantized).
+        UsageError: a weight is not in memory, or one that stays as it is holds NaN or infinity
+            (nothing is changed then); or one that is quantized does (the layers before it are
+            quantized).
     """
     schemes = linears(model, plan)
+    for name, parameter in model.named_parameters():
+        quantized_later = name.removesuffix(".weight") in schemes  # its rounding finds NaN
+        if not (quantized_later or parameter.is_meta or bool(parameter.isfinite().all())):
+            raise UsageError(
+                "{name} holds NaN or infinity. Load the model again from sound files.", name=name
+            )
     for name in schemes:
         if _weight(model, name).device.type == "meta":
             raise UsageError(

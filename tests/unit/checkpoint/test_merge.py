@@ -142,7 +142,12 @@ def test_what_cannot_be_merged_is_said(source, tmp_path):
     save_file(weights, file)
     with pytest.raises(CheckpointError, match=r"holds NaN or infinity: 1 \(model\.layers\.0"):
         merge_adapter(source, adapter, tmp_path / "target")
-    assert not (tmp_path / "target").exists()
+    model = baichuan.BaichuanForCausalLM(tiny_config())
+    model.model.norm.weight.data[3] = torch.nan
+    model.save_pretrained(tmp_path / "broken")
+    with pytest.raises(CheckpointError, match=r"^model\.norm\.weight in .*broken holds NaN"):
+        merge_adapter(tmp_path / "broken", adapter_for(source, tmp_path), tmp_path / "other")
+    assert not (tmp_path / "target").exists() and not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("bits", [None, 8], indirect=True)

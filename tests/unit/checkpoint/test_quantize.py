@@ -282,10 +282,13 @@ def cut_a_shard(source):
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def break_a_weight(source):
-    model = network()
-    model.model.layers[1].mlp.down_proj.weight.data[5, 5] = torch.nan
-    model.save_pretrained(source)
+def break_a_weight(name, value=torch.nan):
+    def damage(source):
+        model = network()
+        model.get_parameter(name).data.view(-1)[5] = value
+        model.save_pretrained(source)
+
+    return damage
 
 
 @pytest.mark.parametrize(
@@ -295,12 +298,17 @@ def break_a_weight(source):
         (cut_a_shard, "cannot be read.*truncated or damaged"),
         (lambda source: (source / "config.json").unlink(), "has no config.json"),
         (lambda source: next(source.glob("*.safetensors")).unlink(), "lacks 1 of"),
-        (break_a_weight, "model.layers.1.mlp.down_proj.weight: The weight holds NaN"),
+        (
+            break_a_weight("model.layers.1.mlp.down_proj.weight"),
+            r"model.layers.1.mlp.down_proj.weight in .*source holds NaN or infinity: 1 of 4,608 n",
+        ),
+        (break_a_weight("model.embed_tokens.weight"), "model.embed_tokens.weight in .* holds NaN"),
+        (break_a_weight("model.norm.weight", -torch.inf), "model.norm.weight in .* holds NaN"),
     ],
 )
 def test_a_damaged_source_is_refused(source, target, damage, message):
     for file in source.glob("*.safetensors*"):
-        file.unlink() if damage is break_a_weight else None
+        file.unlink() if damage.__name__ == "damage" else None  # which writes a model of its own
     damage(source)
     with pytest.raises(CheckpointError, match=message):
         quantize_checkpoint(source, target, INT4)

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from tests.conftest import tiny_config
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaTokenizer
 
 import baichuan
 from baichuan.engine.sampling import SamplingParams
@@ -209,3 +209,8 @@ def test_sampling_parameters_are_arguments(model, tokenizer):
         model.chat(tokenizer, HELLO, do_sample=False)
     with pytest.raises(UsageError, match="temperature"):
         model.chat(tokenizer, HELLO, temperature=-1.0)
+
+
+def test_another_tokenizer_is_refused(model):
+    with pytest.raises(UsageError, match="tokenizer is a LlamaTokenizer, .* needs a BaichuanToken"):
+        model.chat(LlamaTokenizer(), HELLO)

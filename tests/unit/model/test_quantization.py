@@ -194,11 +194,36 @@ def test_what_cannot_be_is_refused():
     assert describe(model.config.quantization_config) == "int4, groups of 64"
 
 
+def test_a_quantized_head_takes_no_new_rows(bits):
+    model = network().quantize(bits)
+    size = model.config.vocab_size
+    assert model.resize_token_embeddings(size) is model.model.embed_tokens
+    assert model.resize_token_embeddings() is model.model.embed_tokens
+    for arguments in ({"new_num_tokens": size + 3}, {"pad_to_multiple_of": 64}):
+        with pytest.raises(
+            UsageError, match="head is quantized .* Resize the original model, then"
+        ):
+            model.resize_token_embeddings(**arguments)
+    assert model.model.embed_tokens.num_embeddings == size
+    tied = network(tie_word_embeddings=True).quantize(bits)
+    tied.resize_token_embeddings(size + 3)
+    assert logits(tied).shape[-1] == size + 3
+
+
 def test_a_broken_weight_is_named():
     model = network()
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.inf
     with pytest.raises(UsageError, match=r"model.layers.1.mlp.up_proj: The weight holds NaN"):
         model.quantize(8)
+    for name in ("model.embed_tokens.weight", "model.layers.0.input_layernorm.weight"):
+        model = network()
+        model.get_parameter(name).data.view(-1)[3] = torch.nan
+        with pytest.raises(UsageError, match=rf"^{name} holds NaN or infinity"):
+            model.quantize(4)
+    model = network()
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(UsageError, match=r"layers.0.mlp.up_proj: The weight holds NaN"):
+        model.quantize(8, scheme="original")
 
 
 def test_a_head_that_is_the_embedding_stays(tmp_path, bits):

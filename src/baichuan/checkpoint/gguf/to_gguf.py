@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from baichuan.checkpoint.gguf.blocks import BLOCK, SUPER_BLOCK, encode, encode_codes
 from baichuan.checkpoint.gguf.names import architecture, tensor_names, to_pairs, to_settings
 from baichuan.checkpoint.gguf.vocabulary import write_vocabulary
-from baichuan.checkpoint.rewrite import Progress, alone, check_room, refuse_existing
+from baichuan.checkpoint.rewrite import Progress, alone, check_finite, check_room, refuse_existing
 from baichuan.errors import BaichuanError, CheckpointError, UsageError
 from baichuan.kernels.layout import PackedMatrix, dequantize, unpack
 from baichuan.model.configuration import BaichuanConfig
@@ -292,6 +292,7 @@ def _write_tensors(
     total, done = sum(file.path.stat().st_size for file in weights.files), 0
     progress(done, total)
     for name, tensors in _whole(weights.tensors()):
+        check_finite(weights.directory, dict.fromkeys([name], tensors[-1]))
         for content in conversion.encoded(name, tensors):
             writer.write_tensor_data(content.numpy())
         done += sum(tensor.nbytes for tensor in tensors)

@@ -3,7 +3,9 @@
 llama.cpp has no normalisation, and puts a space behind each user-defined symbol, digits too. So, as
 its own converter does, those are written as ordinary pieces, which changes the ids of a few texts
 and never their meaning; only the two role markers are control tokens, which no typed text can form.
-Reading knows user-defined symbols by their place: sentencepiece puts them before its bytes.
+Reading knows user-defined symbols by their place: sentencepiece puts them before its bytes. Tokens
+that were added to a tokenizer stand behind all pieces, as user-defined or, if special, as control
+tokens.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from typing import Any
 from gguf import GGUFWriter
 from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
 from sentencepiece import sentencepiece_model_pb2 as sp
+from transformers import AddedToken
 
 from baichuan.errors import CheckpointError
+from baichuan.files import read_text
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.tokenizer import BaichuanTokenizer
 
@@ -53,7 +57,9 @@ def write_vocabulary(writer: GGUFWriter, directory: Path, config: BaichuanConfig
     tokenizer = BaichuanTokenizer.from_pretrained(directory)
     model = sp.ModelProto.FromString(Path(tokenizer.vocab_file).read_bytes())
     texts = [piece.piece for piece in model.pieces]
-    filling = range(len(texts), config.vocab_size)
+    behind = [
+        _behind_pieces(tokenizer, i) for i in range(len(texts), config.vocab_size)
+    ]  # and no token without a row in the network
     if len(texts) > config.vocab_size:
         raise CheckpointError(
             "{directory}: tokenizer.model has {pieces:,} pieces, the network {size:,}. They are of "
@@ -72,9 +78,9 @@ def write_vocabulary(writer: GGUFWriter, directory: Path, config: BaichuanConfig
         kinds[i] = _PIECE.CONTROL
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list(texts + [f"{_FILLING}{i}]" for i in filling])
-    writer.add_token_scores([piece.score for piece in model.pieces] + [0.0 for _ in filling])
-    writer.add_token_types(kinds + [_PIECE.UNUSED for _ in filling])
+    writer.add_token_list(texts + [text for text, _ in behind])
+    writer.add_token_scores([piece.score for piece in model.pieces] + [0.0 for _ in behind])
+    writer.add_token_types(kinds + [kind for _, kind in behind])
     normalizer = model.normalizer_spec
     writer.add_add_space_prefix(normalizer.add_dummy_prefix)
     writer.add_remove_extra_whitespaces(normalizer.remove_extra_whitespaces)
@@ -86,6 +92,14 @@ def write_vocabulary(writer: GGUFWriter, directory: Path, config: BaichuanConfig
         user, assistant = (texts[i] for i in named)
         writer.add_chat_template(_TEMPLATE.replace("ASSISTANT", assistant).replace("USER", user))
     _write_generation(writer, generation)
+
+
+def _behind_pieces(tokenizer: BaichuanTokenizer, i: int) -> tuple[str, int]:
+    """Return text and type of an id that tokenizer.model does not have."""
+    added = tokenizer.added_tokens_decoder.get(i)
+    if added is None:
+        return f"{_FILLING}{i}]", _PIECE.UNUSED
+    return added.content, _PIECE.CONTROL if added.special else _PIECE.USER_DEFINED
 
 
 def _write_special(
@@ -107,7 +121,7 @@ def _generation(directory: Path) -> dict[str, Any]:
     """Read generation_config.json; nothing where there is none."""
     path = directory / "generation_config.json"
     try:
-        content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        content = json.loads(read_text(path)) if path.is_file() else {}
     except ValueError as error:
         raise CheckpointError(
             "{path} is not JSON ({reason}; {size:,} bytes). Fetch the file again.",
@@ -145,16 +159,19 @@ def save_vocabulary(
     Raises:
         CheckpointError: the file holds no sentencepiece vocabulary, or one that cannot be.
     """
-    model = _model(settings, path, config)
+    model, added = _model(settings, path, config)
     file = directory / "tokenizer.model"
     file.write_bytes(model)
     tokenizer = BaichuanTokenizer(
         str(file),
+        added_tokens_decoder=added,
         add_bos_token=settings.get("tokenizer.ggml.add_bos_token") is True,
         add_eos_token=settings.get("tokenizer.ggml.add_eos_token") is True,
         model_max_length=config.context_length,
         clean_up_tokenization_spaces=False,
     )
+    special = [token for token in added.values() if token.special]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
     tokenizer.save_pretrained(directory)
     ids = {name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     generation = _saved_generation(settings) or {**ids, **_sampling(settings)}
@@ -174,8 +191,10 @@ def _sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {ours: value for ours, value in found.items() if isinstance(value, (int, float))}
 
 
-def _model(settings: Mapping[str, Any], path: Path, config: BaichuanConfig) -> bytes:
-    """Build tokenizer.model."""
+def _model(
+    settings: Mapping[str, Any], path: Path, config: BaichuanConfig
+) -> tuple[bytes, dict[int, AddedToken]]:
+    """Build tokenizer.model, and the tokens that stand behind its pieces, by id."""
     texts, scores, kinds = (
         settings.get(f"tokenizer.ggml.{name}", ()) for name in ("tokens", "scores", "token_type")
     )
@@ -193,8 +212,14 @@ def _model(settings: Mapping[str, Any], path: Path, config: BaichuanConfig) -> b
             kinds=len(kinds),
             size=config.vocab_size,
         )
-    model = sp.ModelProto()
-    for text, score, number in zip(texts, scores, _piece_types(texts, kinds), strict=True):
+    model, numbers = sp.ModelProto(), [int(number) for number in kinds]
+    end = _end_of_pieces(texts, numbers)
+    added = {
+        i: AddedToken(texts[i], normalized=False, special=numbers[i] == _PIECE.CONTROL)
+        for i in range(end, len(texts))
+        if numbers[i] != _PIECE.UNUSED
+    }
+    for text, score, number in zip(texts[:end], scores, _piece_types(texts, numbers[:end])):  # noqa: B905
         model.pieces.add(piece=text, score=float(score), type=number)
     _complete(model, settings)
     content: bytes = model.SerializeToString()
@@ -206,12 +231,24 @@ def _model(settings: Mapping[str, Any], path: Path, config: BaichuanConfig) -> b
             path=path,
             reason=str(error).splitlines()[0],
         ) from error
-    return content
+    return content, added
 
 
-def _piece_types(texts: Sequence[str], kinds: Any) -> list[int]:
-    """Give sentencepiece's types of the pieces, without what only fills the vocabulary up."""
-    found = [int(kind) for kind in kinds]
+def _end_of_pieces(texts: Sequence[str], kinds: Sequence[int]) -> int:
+    """Return the first id behind sentencepiece's pieces: of added tokens and of padding."""
+    behind = {_PIECE.USER_DEFINED, _PIECE.CONTROL}
+    end = len(kinds)
+    while end and (
+        kinds[end - 1] in behind
+        or (kinds[end - 1] == _PIECE.UNUSED and texts[end - 1].startswith(_FILLING))
+    ):
+        end -= 1
+    return end
+
+
+def _piece_types(texts: Sequence[str], kinds: Sequence[int]) -> list[int]:
+    """Return sentencepiece's types of the pieces."""
+    found = list(kinds)
     first_byte = found.index(_PIECE.BYTE) if _PIECE.BYTE in found else 0
     special = ("<s>", "</s>")
     for i in range(first_byte):
@@ -222,8 +259,6 @@ def _piece_types(texts: Sequence[str], kinds: Any) -> list[int]:
 
 def _complete(model: Any, settings: Mapping[str, Any]) -> None:
     """Set what stands beside the pieces."""
-    while model.pieces[-1].type == _PIECE.UNUSED and model.pieces[-1].piece.startswith(_FILLING):
-        del model.pieces[-1]
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     trainer.model_type = sp.TrainerSpec.BPE
     trainer.vocab_size = len(model.pieces)
