@@ -1,6 +1,8 @@
 """What all tests share: where reference data lies, and small models of our own."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,22 @@ def model(request):
     """A tiny random network of either family, float32."""
     config = tiny_config(position_embedding=request.param, initializer_range=0.2)
     return baichuan.BaichuanForCausalLM(config).eval()
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A directory of a user to whom the modes of files apply: root may read everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            yield Path(directory)
+            for path in Path(directory).rglob("*"):
+                path.chmod(0o700)
+    finally:
+        if root:
+            os.seteuid(0)
 
 
 class CreatesFile:

@@ -17,7 +17,11 @@ a template and its facts, `UsageError("bits is {bits}; allowed is 8, 4 or 3.", b
 the template can be found in the catalogue of the user's language.
 """
 
-from baichuan.language import translate
+from __future__ import annotations
+
+import os
+
+from baichuan.language import phrase, translate
 
 
 class BaichuanError(Exception):
@@ -31,6 +35,21 @@ class BaichuanError(Exception):
     def __init__(self, template: str, /, **facts: object) -> None:
         # The finished sentence is the only argument kept: pickle and copy make the error from it.
         super().__init__(translate(template, **facts))
+
+    @classmethod
+    def unreadable(cls, path: str | os.PathLike[str], error: OSError) -> BaichuanError:
+        """Return the error for a file, or a directory, that the system refuses to read."""
+        if isinstance(error, PermissionError):
+            return cls(
+                phrase(
+                    "{path} cannot be read: permission denied. Ask its owner for `chmod a+r` on the "
+                    "file and `chmod a+rx` on its directories, or run as a user who may read it."
+                ),
+                path=path,
+            )
+        return cls(
+            phrase("{path} cannot be read ({reason})."), path=path, reason=error.strerror or error
+        )
 
 
 class UsageError(BaichuanError, ValueError):

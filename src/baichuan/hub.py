@@ -51,6 +51,7 @@ def local_directory(
     """
     name = os.fspath(name_or_path)
     path = Path(name).expanduser()
+    check_permission(path)
     if name and path.is_dir():
         return path / subfolder
     if path.suffix == ".gguf" and path.is_file():
@@ -90,6 +91,16 @@ def local_directory(
     except (OSError, HTTPError, HFValidationError) as error:
         raise _explained(name, revision, error) from error
     return directory
+
+
+def check_permission(path: Path) -> None:
+    """Raise CheckpointError for a directory in which this user may not look anything up."""
+    try:
+        os.stat(os.path.join(path, os.curdir))
+    except PermissionError as error:
+        raise CheckpointError.unreadable(path, error) from error
+    except (OSError, ValueError):  # there is none of this name
+        return
 
 
 def data_directory(name: str) -> Path:

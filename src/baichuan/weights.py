@@ -159,10 +159,14 @@ def _locate(directory: Path, safetensors: bool | None) -> tuple[list[Path], dict
 
 def _read_index(path: Path) -> dict[str, str]:
     """Read which tensor is in which shard, and let no shard lie outside the directory."""
-    _check_pointer(path)
     try:
+        _check_pointer(path)
         promised = json.loads(path.read_text("utf-8"))["weight_map"]
         shards = {os.fspath(name) for name in promised.values()}
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError.unreadable(path, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             "{path} is not an index of shards ({reason!r}): fetch the file again.",
@@ -200,6 +204,8 @@ def _explained(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise CheckpointError("There is no file {path}. Fetch it.", path=path) from error
+    except PermissionError as error:
+        raise CheckpointError.unreadable(path, error) from error
     except Exception as error:  # a damaged pickle can fail in any way; see the fuzz test
         if any(words in str(error) for words in _FOREIGN):
             raise CheckpointError(

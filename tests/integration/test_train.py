@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import baichuan
 from baichuan.checkpoint.load import load
@@ -73,6 +73,21 @@ def test_freeze_changes_the_last_layer_alone(command, small, tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.rpartition(".mlp.")[0] for name in changed} == {"model.layers.1"}
     assert len(changed) == 3
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(unprivileged):
+    (unprivileged / "checkpoint-2").mkdir()
+    state, weights = (
+        unprivileged / "checkpoint-2" / n for n in ("trainer_state.json", "x.safetensors")
+    )
+    state.write_text("{}")
+    save_file({"a": torch.ones(2)}, weights)
+    for path in (state, weights):
+        path.chmod(0)
+        with pytest.raises(CheckpointError, match=rf"^{path} cannot be read: permission denied"):
+            last_checkpoint(unprivileged)
+        path.chmod(0o600)
+    assert last_checkpoint(unprivileged) == unprivileged / "checkpoint-2"
 
 
 @pytest.mark.parametrize("bits", [None, "4", "8"])

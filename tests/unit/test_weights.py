@@ -92,6 +92,16 @@ def test_truncated(single, share):
         list(read_tensors(single))
 
 
+def test_forbidden(unprivileged, layout):
+    names = shard(unprivileged, layout, [{name: tensor} for name, tensor in TENSORS.items()])
+    for name in (names[1], next(unprivileged.glob("*.index.json")).name):
+        (unprivileged / name).chmod(0)
+        with pytest.raises(CheckpointError, match=rf"{name} cannot be read: permission denied"):
+            WeightFiles(unprivileged)
+        (unprivileged / name).chmod(0o600)
+    same(dict(WeightFiles(unprivileged).tensors()), TENSORS)
+
+
 def test_damaged_anywhere_is_read_or_refused_but_never_another_error(single):
     whole, chance, refused = single.read_bytes(), random.Random(0), 0
     for _ in range(200):

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from baichuan.errors import CheckpointError, UsageError
+from baichuan.hub import check_permission
 from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.original import OriginalLinear
 
@@ -91,6 +92,7 @@ def read_adapter_config(directory: Path) -> PeftConfig:
     Raises:
         CheckpointError: there is none, or peft cannot read it.
     """
+    check_permission(directory)
     if not (directory / _CONFIG).is_file():
         raise CheckpointError(
             "{directory} holds no adapter: there is no {file}. Give the directory that training "
@@ -100,6 +102,8 @@ def read_adapter_config(directory: Path) -> PeftConfig:
         )
     try:
         return PeftConfig.from_pretrained(str(directory))
+    except PermissionError as error:
+        raise CheckpointError.unreadable(directory / _CONFIG, error) from error
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise CheckpointError(
             "{file} cannot be read ({reason}); it is damaged, or of a newer peft.",

@@ -143,7 +143,9 @@ def read_config(directory: Path) -> BaichuanConfig:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError.unreadable(path, error) from error
+    except ValueError as error:
         raise CheckpointError(
             "{path} is not JSON ({reason}; {size:,} bytes). Fetch the file again.",
             path=path,

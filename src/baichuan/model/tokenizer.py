@@ -67,6 +67,18 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped 
                 size=size,
             ) from error
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does.
+
+        Raises:
+            TokenizerError: a file is missing, damaged, or may not be read.
+        """
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        except PermissionError as error:
+            raise TokenizerError.unreadable(error.filename, error) from error
+
     def get_vocab(self) -> dict[str, int]:
         """Map every piece and added token to its id."""
         pieces = self.sp_model.id_to_piece(list(range(self.vocab_size)))
@@ -312,3 +324,7 @@ def _check_file(vocab_file: object) -> None:
             "Put it beside config.json or fetch the checkpoint again.",
             file=vocab_file,
         )
+    try:
+        open(vocab_file, "rb").close()  # transformers would not say why it cannot be read
+    except OSError as error:
+        raise TokenizerError.unreadable(vocab_file, error) from error

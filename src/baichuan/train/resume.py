@@ -104,12 +104,19 @@ def last_checkpoint(output: Path) -> Path | None:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Say whether the files of a checkpoint are there and none of them is cut off."""
+    """Say whether the files of a checkpoint are there and none of them is cut off.
+
+    Raises:
+        CheckpointError: a file may not be read, which says nothing about its content.
+    """
     try:
         json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
         for file in checkpoint.rglob("*.safetensors"):
             read_headers(file)
-    except (OSError, ValueError):  # CheckpointError is an OSError
+    except (OSError, ValueError) as error:  # CheckpointError is an OSError
+        refused = error if isinstance(error, PermissionError) else error.__cause__
+        if isinstance(refused, PermissionError):
+            raise CheckpointError.unreadable(refused.filename, refused) from error
         return False
     pickles = [*checkpoint.rglob("*.pt"), *checkpoint.rglob("*.pth")]
     return all(zipfile.is_zipfile(file) for file in pickles)

@@ -103,6 +103,24 @@ def test_wrong_places(saved, tmp_path):
         baichuan.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "generation_config.json", "tokenizer.model", "tokenizer_config.json"),
+        *("special_tokens_map.json", "model.safetensors", "."),
+    ],
+)
+def test_a_file_that_may_not_be_read_is_not_called_damaged(unprivileged, name):
+    directory = unprivileged / "demo"
+    shutil.copytree(DEMO, directory)
+    (directory / name).chmod(0)
+    message = rf"^{(directory / name).resolve()} cannot be read: permission denied. Ask its owner"
+    with pytest.raises((CheckpointError, TokenizerError), match=message):
+        baichuan.load(directory)
+    (directory / name).chmod(0o700)
+    baichuan.load(directory)
+
+
 def test_argument_that_there_is_not(saved):
     with pytest.raises(TypeError, match="dtpye"):
         baichuan.load(saved, dtpye="float16")

@@ -146,6 +146,15 @@ def test_what_is_no_adapter_is_said(tmp_path):
         read_adapter_config(tmp_path)
 
 
+def test_an_adapter_that_may_not_be_read_is_not_called_damaged(unprivileged):
+    config().save_pretrained(unprivileged)
+    for path in (unprivileged / "adapter_config.json", unprivileged):
+        path.chmod(0)
+        with pytest.raises(CheckpointError, match=rf"^{path} cannot be read: permission denied"):
+            attach_adapter(network(), unprivileged)
+        path.chmod(0o700)
+
+
 def test_an_adapter_of_another_model_is_refused(tmp_path):
     wide = baichuan.BaichuanForCausalLM(tiny_config(hidden_size=96))
     get_peft_model(wide, config()).save_pretrained(tmp_path)

@@ -76,9 +76,7 @@ class GgufWeights(WeightFiles):
         except OSError as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(
-                "{path} cannot be read ({reason}).", path=path, reason=error.strerror
-            ) from error
+            raise CheckpointError.unreadable(path, error) from error
         headers = {
             name: torch.empty(tensor.stored_shape, dtype=torch.uint8, device="meta")
             for name, tensor in self.stored.items()
