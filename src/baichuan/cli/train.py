@@ -132,10 +132,11 @@ def _preview(recipe: Recipe) -> None:
     splits = load(recipe, tokenizer)
     for notice in (*recipe.notices, *splits.notices):
         notes.print(notice, style="dim", markup=False)
-    out.print(legend())
+    colours = out.color_system is not None and not out.no_color
+    out.print(legend(colours=colours))
     for row in splits.train.select(range(min(recipe.task.preview or 0, len(splits.train)))):
         out.print()
-        for text in rendered(row, tokenizer):
+        for text in rendered(row, tokenizer, colours=colours):
             out.print(text)
 
 

@@ -90,17 +90,35 @@ def _line(place: object, number: int) -> str:
 
 
 def _json_rows(path: Path) -> Iterator[Placed]:
-    """Read one array of rows, or a row in each line, whatever the name says."""
+    """Read an array of rows, or a row in each line, whatever the name says.
+
+    The array may be the `data` of one object; another object is a row.
+    """
     text = _text(path)
-    if not text.lstrip().startswith("["):
+    if _has_row_in_each_line(text):
         yield from _json_lines(path, text)
         return
     try:
         rows = json.loads(text)
     except ValueError as error:
         raise DataError("{file} is not JSON: {reason}.", file=path, reason=error) from error
+    inner = rows.get("data") if isinstance(rows, dict) else rows
+    rows = inner if isinstance(inner, list) else [rows]
     for number, row in enumerate(rows, 1):
         yield _row(path, number), row
+
+
+def _has_row_in_each_line(text: str) -> bool:
+    """Say whether a text is neither an array nor an object that takes all of it."""
+    first, _, more = text.strip().partition("\n")
+    first = first.rstrip()
+    if not first or first.startswith("["):
+        return not first
+    try:
+        json.loads(first)
+    except json.JSONDecodeError as error:
+        return error.pos < len(first)  # at its end it is only unfinished
+    return bool(more)
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Placed]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from baichuan.train.encoding import Encoding
 from baichuan.train.formats import Example
 from baichuan.train.packing import pack
-from baichuan.train.preview import rendered
+from baichuan.train.preview import legend, rendered
 from baichuan.train.templates import TEMPLATES
 
 ROUNDS = (("hello", "你好"), ("q\n猫", "fine"))
@@ -13,7 +13,7 @@ ROUNDS = (("hello", "你好"), ("q\n猫", "fine"))
 
 def shown(tokenizer, row):
     """Give the texts without styles, and what is marked as learned or as an end."""
-    texts = list(rendered(row, tokenizer))
+    texts = list(rendered(row, tokenizer, colours=True))
     marked = [
         (text.plain[span.start : span.end], "green" if "green" in str(span.style) else "red")
         for text in texts
@@ -37,6 +37,26 @@ def test_tokens_and_what_is_learned(tokenizer):
     )
     assert "".join(part for part, colour in marked if colour == "green").split() == ["你好", "fine"]
     assert [part for part, colour in marked if colour == "red"] == ["</s>", "</s>"]
+
+
+def test_what_is_learned_is_marked_where_there_are_no_colours(tokenizer):
+    row = row_of(tokenizer, ROUNDS)
+    count, text = (text.plain for text in rendered(row, tokenizer, colours=False))
+    assert count.endswith(" learned")
+    assert text.replace(" ", "") == (
+        "<reserved_102>hello<reserved_103>⟦你好⟧⟨</s>⟩<reserved_102>q⏎\n猫<reserved_103>⟦fine⟧⟨</s>⟩"
+    )
+    assert legend(colours=False).plain == "read ⟦read and learned⟧ ⟨learned: here it ends⟩"
+
+
+def test_marks_around_what_is_asked_and_around_all_text(tokenizer):
+    asked = Encoding(tokenizer, TEMPLATES["vanilla"], 200, train_on_prompt=True)
+    row = asked.answers(Example(rounds=(("hello", "fine"),)))
+    (plain,) = asked.text("hello")
+    for encoded, expected in ((row, "⟦hellofine⟧⟨</s>⟩"), (plain, "⟦hello⟧⟨</s>⟩")):
+        ids = {"input_ids": encoded.ids, "labels": encoded.labels}
+        _, text = rendered(ids, tokenizer, colours=False)
+        assert text.plain.replace(" ", "") == expected
 
 
 def test_segments_of_a_packed_row_stand_apart(tokenizer):

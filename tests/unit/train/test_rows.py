@@ -34,6 +34,27 @@ def test_a_row_in_each_line(tmp_path, suffix):
     assert read(path) == [(f"{path}, line 1", ROWS[0]), (f"{path}, line 3", ROWS[1])]
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ({"data": ROWS}, ROWS),
+        ({"version": "1", "data": ROWS, "splits": [{"name": "train"}]}, ROWS),
+        (ROWS[0], ROWS[:1]),
+        (5, [5]),
+        (
+            {"messages": [{"role": "user"}], "data": None},
+            [{"messages": [{"role": "user"}], "data": None}],
+        ),
+        ({"rows": ROWS}, [{"rows": ROWS}]),
+    ],
+)
+def test_one_object_in_a_file(tmp_path, content, rows, indent):
+    path = tmp_path / "rows.json"
+    path.write_bytes(b"\n" + json.dumps(content, indent=indent).replace("\n", "\r\n").encode())
+    assert [row for _, row in read(path)] == rows
+
+
 def test_csv(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_bytes('instruction,output\r\n问,a\u2028b\r\nq,"x, ""y""\nz"\r\n'.encode())
@@ -56,7 +77,13 @@ def test_each_line_of_a_text_is_a_document(tmp_path):
     ("name", "content", "problem"),
     [
         ("a.json", b'[{"instruction": ', "a.json is not JSON: Expecting value"),
+        (
+            "a.json",
+            b'{"data": [\n{}, {"q"]}',
+            "a.json is not JSON: Expecting ':' delimiter: line 2",
+        ),
         ("a.jsonl", b'{}\n{"instr', "a.jsonl, line 2: this is not JSON"),
+        ("a.jsonl", b'{"instr\n{}', "a.jsonl, line 1: this is not JSON"),
         ("a.csv", b'x,y\n1,"2"z\n', "a.csv, line 2: this is not CSV"),
         ("a.parquet", b"PAR1 not", "a.parquet is not Parquet"),
         ("a.json", '[\n"问"]'.encode("gbk"), "a.json, line 2: this is not UTF-8"),
