@@ -1,19 +1,18 @@
-"""A report as a picture: speed, memory, and ALiBi beside RoPE. English: fonts may lack Chinese."""
+"""A report as a picture: speed, memory, and ALiBi beside RoPE. English, but for the names."""
 
 from __future__ import annotations
 
-import importlib.util
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from baichuan.bench.original import ALIBI_GAIN, MEMORY_GB
 from baichuan.bench.results import Figures, Report, Spread, ratios
 from baichuan.errors import UsageError
-from baichuan.files import write_at_one_stroke
+from baichuan.picture import can_draw, fonts, readable, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _KINDS = (".png", ".svg", ".pdf")
 _BLUE, _LIGHT, _GREY, _RED = "#2b6cb0", "#90bde6", "#c7ccd1", "#c53030"
@@ -32,7 +31,7 @@ def require_picture(target: Path) -> None:
             target=target,
             allowed=", ".join(_KINDS),
         )
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         raise UsageError(
             "--plot draws with matplotlib, which is not installed. "
             "Install it with: pip install 'baichuan-lm[bench]'"
@@ -41,6 +40,11 @@ def require_picture(target: Path) -> None:
 
 def draw(report: Report, target: Path) -> None:
     """Draw the precisions that were measured."""
+    with fonts():
+        save(_figure(report), target)
+
+
+def _figure(report: Report) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -55,10 +59,9 @@ def draw(report: Report, target: Path) -> None:
         _draw_positions(axes[2], positions)
     machine = report.machine
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
-    figure.suptitle(f"{report.name}\n{where}, {machine['memory_gb']} GB", fontsize=10)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=target.suffix[1:].lower(), dpi=150)
-    write_at_one_stroke(target, drawn.getvalue())
+    title = f"{report.name}\n{where}, {machine['memory_gb']} GB"
+    figure.suptitle("\n".join(map(readable, title.split("\n"))), fontsize=10)
+    return figure
 
 
 def _draw_speed(axes: Axes, report: Report) -> None:

@@ -1,28 +1,27 @@
 """Results as a bar chart: a group of bars per column, a bar per model, with 95 % intervals.
 
-English: fonts may lack Chinese.
+English, but for the models' names.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from baichuan.errors import UsageError
 from baichuan.evaluate.results import Result
-from baichuan.files import write_at_one_stroke
+from baichuan.picture import can_draw, fonts, readable, save
+
+__all__ = ["can_draw", "draw", "require_picture"]
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _KINDS = (".png", ".svg", ".pdf")
 _COLOURS = ("#2b6cb0", "#90bde6", "#c05621", "#f6ad55", "#4a5568", "#c7ccd1")
 #: What four choices give by chance, in per cent.
 _CHANCE = 25
-
-
-def can_draw() -> bool:
-    """Say whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def require_picture(target: Path) -> None:
@@ -52,6 +51,11 @@ def draw(results: Sequence[Result], names: Sequence[str], target: Path) -> None:
         names: of the models, for the legend.
         target: file to write.
     """
+    with fonts():
+        save(_figure(results, names), target)
+
+
+def _figure(results: Sequence[Result], names: Sequence[str]) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -69,7 +73,7 @@ def draw(results: Sequence[Result], names: Sequence[str], target: Path) -> None:
             [100 * (found[column].high - found[column].value) for column in columns],
         ]
         colour = _COLOURS[number % len(_COLOURS)]
-        axes.bar(places, values, width, yerr=errors, capsize=2, color=colour, label=name)
+        axes.bar(places, values, width, yerr=errors, capsize=2, color=colour, label=readable(name))
     axes.axhline(_CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_ylabel("accuracy, %")
@@ -78,6 +82,4 @@ def draw(results: Sequence[Result], names: Sequence[str], target: Path) -> None:
     axes.set_title(f"{title}, {first.average} average, 95 % intervals", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.08))
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=target.suffix[1:].lower(), dpi=150)
-    write_at_one_stroke(target, drawn.getvalue())
+    return figure

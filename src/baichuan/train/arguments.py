@@ -10,8 +10,7 @@ import difflib
 import json
 import re
 from argparse import Action, ArgumentError
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -24,6 +23,7 @@ from baichuan.errors import UsageError
 from baichuan.files import read_text
 from baichuan.language import phrase, translate
 from baichuan.train import deepspeed
+from baichuan.train.checks import check
 from baichuan.train.recipe import (
     OWN,
     DataArguments,
@@ -55,6 +55,7 @@ _RENAMED = {
     "no_cuda": "use_cpu",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "group_by_length": "train_sampling_strategy",
 }
 #: Flags that have nothing left to say, whatever their value.
 _NEEDLESS = {
@@ -68,6 +69,11 @@ _NEEDLESS = {
     "quantization_method",
     "use_auth_token",
     "mix_strategy",
+    "use_cache",
+    "remove_unused_columns",
+    "length_column_name",
+    "logging_nan_inf_filter",
+    "prediction_loss_only",
     "local_rank",  # of the launchers; torch reads it from the environment
 }
 #: The two lengths of 2023, which `cutoff_len` bounds together, with what they were by default.
@@ -113,7 +119,7 @@ def parse(argv: Sequence[str]) -> Recipe:
         )
     except UsageError:
         raise
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, TypeError, NotImplementedError) as error:
         raise UsageError(
             "These flags do not go together: {reason}", reason=str(error).splitlines()[0]
         ) from error
@@ -122,7 +128,7 @@ def parse(argv: Sequence[str]) -> Recipe:
             "{word!r} is no flag and belongs to none; flags begin with --.", word=rest[0]
         )
     recipe = Recipe(*_typed(own), training=training, notices=tuple(notices))
-    _check_together(recipe)
+    check(recipe)
     return recipe
 
 
@@ -222,6 +228,8 @@ def _todays(words: _Words) -> tuple[_Words, list[str]]:
             notices.append(
                 translate("--{old} is called --{new} now.", old=name, new=_RENAMED[name])
             )
+            if name == "group_by_length":  # its values have words now
+                values = [name if values in ([], ["true"], ["True"]) else "random"]
             kept += [f"--{_RENAMED[name]}", *values]
         elif name in _LENGTHS:
             lengths[name] = _number(name, values)
@@ -312,66 +320,25 @@ def _refuse_unknown(words: _Words, parser: _Parser) -> None:
 def _with_defaults(words: _Words) -> _Words:
     """Put before the given flags what is different here from transformers' defaults."""
     defaults: _Words = ["--report_to", "none"]
-    given = {name for name, _ in _grouped(words)}
+    given = dict(_grouped(words))
     if not torch.accelerator.is_available():
         defaults += ["--use_cpu", "true"]  # bf16 is refused without it
-    if not given & {"do_train", "do_eval", "do_predict"}:
+    if not given.keys() & {"do_train", "do_eval", "do_predict"}:
         defaults += ["--do_train"]
-    return [*defaults, *words]
+    return [*defaults, *_evaluating(given), *words]
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """A combination that cannot be, and how to say so."""
+def _evaluating(given: Mapping[str, _Words]) -> _Words:
+    """Return when to evaluate where there are rows for it and --eval_strategy is not given.
 
-    broken: Callable[[Recipe], bool]
-    error: Callable[[Recipe], UsageError]
-
-
-def _check_together(recipe: Recipe) -> None:
-    for rule in _RULES:
-        if rule.broken(recipe):
-            raise rule.error(recipe)
-
-
-def _trains(recipe: Recipe) -> bool:
-    return not recipe.task.plan
-
-
-_RULES = (
-    _Rule(
-        lambda r: _trains(r) and not r.data.dataset,
-        lambda r: UsageError(
-            "No data: give --dataset, a file such as rows.json or names from the registry "
-            "({registry}).",
-            registry=Path(r.data.dataset_dir) / "dataset_info.json",
-        ),
-    ),
-    _Rule(
-        lambda r: r.model.bits is not None and r.method.finetuning_type != "lora",
-        lambda r: UsageError(
-            "--bits {bits} freezes the weights, so it goes with --finetuning_type lora only; "
-            "{given} was given.",
-            bits=r.model.bits,
-            given=r.method.finetuning_type,
-        ),
-    ),
-    _Rule(
-        lambda r: r.data.packing is True and r.method.stage == "dpo",
-        lambda _: UsageError("--packing does not go with --stage dpo; leave it out."),
-    ),
-    _Rule(
-        lambda r: r.data.train_on_prompt and (r.data.mask_history or r.method.stage == "dpo"),
-        lambda _: UsageError(
-            "--train_on_prompt goes neither with --mask_history nor with --stage dpo; leave it out."
-        ),
-    ),
-    _Rule(
-        lambda r: r.training.eval_strategy != "no" and not (r.data.val_size or r.data.eval_dataset),
-        lambda r: UsageError(
-            "--eval_strategy {given} needs something to evaluate on: give --val_size 0.01, or "
-            "--eval_dataset.",
-            given=str(getattr(r.training.eval_strategy, "value", r.training.eval_strategy)),
-        ),
-    ),
-)
+    At --eval_steps, with each checkpoint of which the best shall be loaded, or after each epoch.
+    """
+    kept = given.get("val_size", ["0"])
+    if "eval_strategy" in given or not (given.get("eval_dataset") or kept[:1] not in ([], ["0"])):
+        return []
+    if "eval_steps" in given:
+        return ["--eval_strategy", "steps"]
+    saving = given.get("save_strategy", ["steps"])
+    if "load_best_model_at_end" in given and saving in (["steps"], ["epoch"]):
+        return ["--eval_strategy", *saving, "--eval_steps", *given.get("save_steps", ["500"])]
+    return ["--eval_strategy", "epoch"]

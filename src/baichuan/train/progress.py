@@ -24,7 +24,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # untyped base
                 total=state.max_steps,
                 initial=state.global_step,
                 unit=translate("step"),
-                disable=not sys.stderr.isatty(),
+                disable=args.disable_tqdm or not sys.stderr.isatty(),
                 dynamic_ncols=True,
             )
 

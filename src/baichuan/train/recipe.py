@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 STAGES = ("sft", "pt", "dpo")
 METHODS = ("lora", "full", "freeze")
+#: Losses of trl's DPO that need no setting of their own.
+PREFERENCE_LOSSES = (
+    *("sigmoid", "hinge", "ipo", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot"),
+    *("aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+)
 TEMPLATES = ("baichuan", "vanilla", "default2023")
 #: Layouts of rows: instruction, input, output; conversations; messages.
 FORMATS = ("alpaca", "sharegpt", "openai")
@@ -149,7 +154,7 @@ class MethodArguments:
         freeze_trainable_layers: with freeze, so many last layers (negative: first) are trained.
         freeze_trainable_modules: names within those layers, `["all"]` for all.
         pref_beta: DPO's beta.
-        pref_loss: one of trl's DPO losses.
+        pref_loss: one of trl's DPO losses, see PREFERENCE_LOSSES.
         pref_ftx: weight of the answers' own loss beside DPO's.
         plot_loss: draw the loss curve.
         overwrite_output_dir: start anew although the directory holds a run.
@@ -194,6 +199,9 @@ class MethodArguments:
             object.__setattr__(self, "lora_alpha", 2 * self.lora_rank)
         _check_choice("stage", self.stage, STAGES)
         _check_choice("finetuning_type", self.finetuning_type, METHODS)
+        _check_choice("pref_loss", self.pref_loss, PREFERENCE_LOSSES)
+        _check_least("pref_beta", self.pref_beta, 0)
+        _check_least("pref_ftx", self.pref_ftx, 0)
         _check_least("lora_rank", self.lora_rank, 1)
         if not 0 <= self.lora_dropout < 1:
             raise UsageError(

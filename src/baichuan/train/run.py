@@ -13,6 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
+from baichuan.errors import UsageError
 from baichuan.hub import DEMO, local_directory
 from baichuan.kernels.native import bfloat16_is_slow
 from baichuan.language import translate
@@ -65,17 +66,47 @@ def _train(recipe: Recipe, say: Say) -> None:
         splits = data.load(recipe, tokenizer)
     for notice in splits.notices:
         say(notice)
+    _check_rows(training, len(splits.train))
+    given = _inputs(recipe, directory, splits, checkpoint, say)
     set_seed(training.seed)  # an adapter begins with random numbers
     trainer = make_trainer(recipe, directory, tokenizer, splits)
     say(_size(trainer))
     if training.do_train:
         if training.should_save:
-            resume.begin(recipe, checkpoint)
+            resume.begin(recipe, checkpoint, given)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         _finish(recipe, trainer, say)
-    elif training.do_eval:
+    if training.do_eval and (training.eval_strategy == "no" or not training.do_train):
         for name, value in trainer.evaluate().items():
             say(f"{name}: {value:.6g}")
+    elif training.eval_strategy == "no" and splits.evaluation is not None:
+        rows = len(splits.evaluation)
+        say(translate("{rows} rows for evaluation were not used: --eval_strategy no.", rows=rows))
+
+
+def _inputs(
+    recipe: Recipe, directory: Path, splits: data.Splits, checkpoint: Path | None, say: Say
+) -> dict[str, str]:
+    """Return the digests of what is trained from; of several processes, the first computes them."""
+    if not (recipe.training.do_train and recipe.training.should_save):
+        return {}
+    given = resume.inputs(recipe, directory, splits)
+    if checkpoint is not None:
+        for notice in resume.check_inputs(recipe, checkpoint, given):
+            say(notice)
+    return given
+
+
+def _check_rows(training: TrainingArguments, rows: int) -> None:
+    """Refuse to train no step at all."""
+    batch = training.train_batch_size * training.world_size
+    if training.dataloader_drop_last and rows < batch:
+        raise UsageError(
+            "--dataloader_drop_last leaves out batches of fewer than {batch} rows, and there are "
+            "{rows} rows: nothing would be trained. Leave it out.",
+            batch=batch,
+            rows=rows,
+        )
 
 
 def for_this_machine(recipe: Recipe) -> Recipe:
@@ -100,7 +131,14 @@ def for_this_machine(recipe: Recipe) -> Recipe:
 
 def _stopped(recipe: Recipe) -> str:
     """Say what is saved and how to go on."""
-    last = resume.last_checkpoint(Path(recipe.training.output_dir))
+    output = Path(recipe.training.output_dir)
+    last, weights = resume.last_checkpoint(output), resume.last_weights(output)
+    if last is None and weights is not None:
+        return translate(
+            "Stopped; {checkpoint} has the weights alone (--save_only_model), so the same command "
+            "cannot go on from it.",
+            checkpoint=weights,
+        )
     if last is None:
         return translate(
             "Stopped before a checkpoint was saved (--save_steps says how often); the same command "
@@ -180,9 +218,16 @@ def _finish(recipe: Recipe, trainer: Trainer, say: Say) -> None:
         return
     trainer.save_state()
     if recipe.method.plot_loss:
-        write_curve(trainer.state.log_history, output)
+        write_curve(trainer.state.log_history, output, _name(recipe), recipe.method.stage)
     resume.end(recipe)
     say(translate("written: {directory}", directory=output))
+
+
+def _name(recipe: Recipe) -> str:
+    """Name a run for the title of its picture."""
+    given = Path(recipe.model.model_name_or_path or DEMO).name
+    bits = f", int{recipe.model.bits}" if recipe.model.bits else ""
+    return f"{given}, {recipe.method.stage}, {recipe.method.finetuning_type}{bits}"
 
 
 def _size(trainer: Trainer) -> str:
