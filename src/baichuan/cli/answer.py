@@ -7,15 +7,17 @@ the scroll-back, exactly once.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from markdown_it.token import Token
+from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
-from rich.segment import Segment
+from rich.control import Control
+from rich.segment import ControlType, Segment
 
 from baichuan.cli.markdown import AnswerMarkdown, parse, visible
 from baichuan.engine.steps import Step
@@ -31,6 +33,8 @@ _SPARE_ROWS = 2
 _HALF_MARKUP = frozenset("*_`~[]<>!|\\&")
 #: Characters after which a line's kind is certain: a list's number has nine digits at most.
 _LONGEST_MARKER = 12
+#: Most terminals wrap old lines anew when they become narrower; xterm, screen and consoles do not.
+_REFLOWS = not {"XTERM_VERSION", "STY"} & os.environ.keys() and os.environ.get("TERM") != "linux"
 
 Line = list[Segment]
 
@@ -101,13 +105,14 @@ class _Lines:
 
 
 class AnswerPrinter:
-    """Draws one growing markdown text on a terminal."""
+    """Draws one growing markdown text on a terminal, whose size may change meanwhile."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        # The width of the beginning holds for the whole answer: printed lines cannot be rewrapped.
+        # The width of a block's beginning holds for the block: printed lines cannot be rewrapped.
         self._options = console.options.update(height=None)
-        self._live: Live | None = None
+        self._tail: list[Line] = []  # lines on the screen that the next drawing replaces
+        self._begun = False
         self._taken = 0  # characters of the text whose blocks are finished and printed
         self._printed = 0  # lines of the unfinished rest that are printed already
         self._next_drawing = 0.0
@@ -117,24 +122,20 @@ class AnswerPrinter:
         began = time.monotonic()
         if began < self._next_drawing:
             return
-        if self._live is None:
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
+        if not self._begun:
+            self._console.show_cursor(False)
+            self._begun = True
         self._draw(visible(text))
         ended = time.monotonic()
         self._next_drawing = ended + max(_INTERVAL, (ended - began) / _SHARE)
 
     def finish(self, text: str) -> None:
         """Print what is not printed yet and give the screen back."""
-        rest = self._render(visible(text)[self._taken :])[self._printed :]
-        if self._live is not None:
-            self._live.update(_Lines([]))
-            self._live.stop()
-            self._live = None
-        self._print(rest)
+        self._print(self._render(visible(text)[self._taken :])[self._printed :], [])
+        if self._begun:
+            self._console.show_cursor(True)
 
     def _draw(self, text: str) -> None:
-        assert self._live is not None, "show() starts it"
         printable: list[Line] = []
         rest = text[self._taken :]
         count = finished_lines(rest)
@@ -142,21 +143,32 @@ class AnswerPrinter:
             block = _first_lines(rest, count)
             printable += self._render(block)[self._printed :]
             self._taken, self._printed = self._taken + len(block), 0
+            self._options = self._console.options.update(height=None)
             rest = text[self._taken :]
         lines = self._render(rest)
-        room = max(self._console.size.height - _SPARE_ROWS, 1)
+        room = max(self._console.height - _SPARE_ROWS, 1)
         settled = min(self._settled_lines(rest, lines), len(lines) - room)
         if settled > self._printed:
             printable += lines[self._printed : settled]
             self._printed = settled
-        self._live.update(_Lines(lines[self._printed :][-room:]))
-        self._print(printable)  # draws the live lines below it, too
-        if not printable:
-            self._live.refresh()
+        self._print(printable, self._rows(lines[self._printed :])[-room:])
 
-    def _print(self, lines: list[Line]) -> None:
-        if lines:
-            self._console.print(_Lines(lines), end="")
+    def _print(self, lines: list[Line], tail: list[Line]) -> None:
+        """Print finished lines where the tail was, and a new tail below them, in one write."""
+        above = len(self._rows(self._tail)) if _REFLOWS else len(self._tail)
+        with self._console:
+            if above:
+                up = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
+                self._console.control(Control(ControlType.CARRIAGE_RETURN, *up * above))
+            if lines or tail:
+                # Uncropped: the terminal itself wraps what has become too wide for it.
+                self._console.print(_Lines([*lines, *tail]), end="", crop=False)
+        self._tail = tail
+
+    def _rows(self, lines: list[Line]) -> list[Line]:
+        """Split lines as the terminal wraps them."""
+        width = self._console.width
+        return [row for line in lines for row in _chopped(line, width)]
 
     def _render(self, source: str) -> list[Line]:
         """Render blocks to lines, with one blank line between them.
@@ -212,6 +224,14 @@ def _without_padding(line: Line) -> Line:
     while line and not line[-1].text.strip() and not (line[-1].style and line[-1].style.bgcolor):
         line = line[:-1]
     return line
+
+
+def _chopped(line: Line, width: int) -> list[Line]:
+    """Split a line into rows of at most `width` cells."""
+    if Segment.get_line_length(line) <= width:
+        return [line]
+    pieces = chop_cells("".join(segment.text for segment in line), width)
+    return list(Segment.divide(line, list(accumulate(map(cell_len, pieces)))))
 
 
 def _blank(line: Line) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from baichuan.cli.keyboard import quiet_keyboard
 from baichuan.cli.loading import load_draft, load_model
 from baichuan.cli.markdown import visible
 from baichuan.errors import BaichuanError, UsageError
@@ -31,6 +32,17 @@ def run_chat(
     Raises:
         BaichuanError: the model cannot be loaded; or, with a pipe as input, any line fails.
     """
+    with quiet_keyboard():
+        _run_chat(name, system, speculate, draft, where)
+
+
+def _run_chat(
+    name: str | None,
+    system: str | None,
+    speculate: bool | None,
+    draft: str | None,
+    where: dict[str, Any],
+) -> None:
     model, tokenizer = load_model(name, **where)
     small = load_draft(draft, tokenizer, where.get("device"))
     from baichuan.chat import Conversation

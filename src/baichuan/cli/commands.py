@@ -13,7 +13,7 @@ from rich.text import Text
 
 from baichuan.chat import Conversation
 from baichuan.cli.answer import print_answer
-from baichuan.cli.interrupt import Interruptible, quiet_keyboard
+from baichuan.cli.interrupt import Interruptible
 from baichuan.cli.markdown import visible, wrapped
 from baichuan.cli.reader import write_in_editor
 from baichuan.cli.settings import NAMES, parse_setting
@@ -213,7 +213,7 @@ class Terminal:
 
     def _answer(self, steps: Iterator[Step]) -> None:
         """Show an answer and how fast it came; Ctrl+C keeps what was said."""
-        with quiet_keyboard(), Interruptible(steps) as answer:
+        with Interruptible(steps) as answer:
             last = print_answer(self._console, answer, self._stream)
         self.stopped = answer.stopped
         if answer.stopped and last is None:

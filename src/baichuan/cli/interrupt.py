@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -64,26 +62,3 @@ class Interruptible(Iterator[Step]):
         if self._computing:
             self._computing = False
             raise KeyboardInterrupt
-
-
-@contextmanager
-def quiet_keyboard() -> Iterator[None]:
-    """Keep what is typed meanwhile off the screen, and what is printed on it.
-
-    A terminal shows keys where the cursor stands, amid the answer; and at Ctrl+C it throws away
-    what was printed and not yet drawn. What is typed stays for the next prompt.
-    """
-    if sys.platform == "win32" or not sys.stdin.isatty():
-        yield
-        return
-    import termios
-
-    keyboard = sys.stdin.fileno()
-    before = termios.tcgetattr(keyboard)
-    quiet = list(before)
-    quiet[3] = (quiet[3] & ~termios.ECHO) | termios.NOFLSH  # [3]: the local flags
-    termios.tcsetattr(keyboard, termios.TCSANOW, quiet)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(keyboard, termios.TCSANOW, before)

@@ -18,6 +18,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 
+from baichuan.cli.keyboard import ordinary_keyboard
 from baichuan.cli.settings import NAMES
 from baichuan.errors import UsageError
 
@@ -153,7 +154,8 @@ def write_in_editor() -> str:
     with tempfile.TemporaryDirectory(prefix="baichuan-") as directory:
         file = Path(directory) / "message.md"
         try:
-            ended = subprocess.run([*shlex.split(editor), str(file)], check=False)
+            with ordinary_keyboard():
+                ended = subprocess.run([*shlex.split(editor), str(file)], check=False)
             written = file.read_text("utf-8") if file.exists() else ""
         except (OSError, ValueError) as error:
             raise UsageError(

@@ -4,6 +4,7 @@ import io
 
 import pyte
 import pytest
+from rich.cells import chop_cells
 from rich.console import Console
 
 from baichuan.cli import answer
@@ -113,6 +114,70 @@ def test_long_answers_scroll_while_they_come(name, every_step_drawn):
     assert len(lines) > HEIGHT
     assert seen[0][:5] == lines[:5]
     assert len(seen[0]) >= len(lines) - 2
+
+
+def row(screen: pyte.Screen, y: int, width: int) -> str:
+    """Give a row's text up to its last cell that shows anything, be it a background."""
+    cells = [screen.buffer[y][x] for x in range(width)]
+    while cells and cells[-1].data == " " and cells[-1].bg == "default":
+        cells.pop()
+    return "".join(cell.data for cell in cells)
+
+
+def resized(output: str, change: list[tuple[int, int]]) -> str:
+    """Give all characters on a terminal that wraps old lines anew at each change of its width.
+
+    Args:
+        output: everything that was printed.
+        change: character of the output behind which the terminal has this width.
+    """
+    lines, start, width = [""], 0, WIDTH
+    for end, next_width in [*change, (len(output), 0)]:
+        screen = pyte.HistoryScreen(width, 80, history=10_000, ratio=0.5)
+        screen.set_mode(pyte.modes.LNM)
+        rows = [piece for line in lines for piece in chop_cells(line, width) or [""]]
+        pyte.Stream(screen).feed("\n".join(rows) + output[start:end])
+        lines = [row(screen, y, width) for y in range(screen.cursor.y + 1)]
+        start, width = end, next_width
+    return "".join("".join(lines).split())
+
+
+@pytest.mark.parametrize("widths", [(23,), (23, 61), (61, 17), (31, 23, 17)])
+@pytest.mark.parametrize("name", ["paragraph", "code", "list", "quote", "short"])
+def test_a_resized_window_loses_and_repeats_nothing(name, widths, every_step_drawn, monkeypatch):
+    monkeypatch.setattr(answer, "_REFLOWS", True)
+    text = ANSWERS[name]
+    output = io.StringIO()
+    console = console_on(output)
+    change: list[tuple[int, int]] = []
+
+    def watched():
+        size = len(text) // (len(widths) + 1) + 1
+        for start, width in zip(range(0, len(text), size), (WIDTH, *widths), strict=False):
+            if start:
+                change.append((len(output.getvalue()), width))
+                console.size = (width, HEIGHT)
+            yield from steps(text[start : start + size], 3)
+
+    print_answer(console, watched(), stream=True)
+    shown = resized(output.getvalue(), change)
+    assert shown.replace("▌", "") == "".join("".join(whole(text)).split()).replace("▌", "")
+
+
+def test_a_terminal_that_wraps_nothing_anew_keeps_what_was_printed(every_step_drawn, monkeypatch):
+    """xterm cuts old lines off at its border; above the tail nothing may be erased."""
+    monkeypatch.setattr(answer, "_REFLOWS", False)
+    text = ANSWERS["numbers"]
+    output = io.StringIO()
+    console = console_on(output)
+
+    def watched():
+        yield from steps(text[:20], 3)
+        console.size = (9, HEIGHT)
+        yield from steps(text[20:], 3)
+
+    print_answer(console, watched(), stream=True)
+    assert emulated(output.getvalue()) == whole(text)
 
 
 def test_an_error_in_the_middle_leaves_what_was_said(every_step_drawn):
