@@ -33,6 +33,7 @@ from evaluation import Scores, compare
 from smollm import convert
 from transformers import AutoTokenizer
 
+from baichuan.digest import file_digest
 from baichuan.evaluate.data import Data, read_data
 from baichuan.evaluate.prompts import PromptMaker, Scheme, scheme_of
 from baichuan.evaluate.results import Answer, Result, Settings, read_result
@@ -111,6 +112,7 @@ def _ours(
         dtype="float32",
         bits=bits,
         data=data.digest,
+        checkpoint=file_digest(gguf),
     )
     scorer = BaichuanScorer(model, tokenizer, scheme.letter)
     maker = PromptMaker(scheme, data.benchmark.names, count=scorer.count)

@@ -1,9 +1,9 @@
 """Content digests: what a result, a journal or a cached conversion was computed from.
 
 A digest is the SHA-256 of the lines that `sha256sum` prints, so it depends on the names and the
-content of files, and not on where they are or when they were written. Files are read in parallel:
-a checkpoint of 26 GB takes 10 to 20 seconds, which is little beside loading it, so no digest is
-cached by size or time of modification.
+content of files, and not on where they are or when they were written. Files are hashed in parallel,
+each at more than 1 GB/s on a core that has instructions for SHA. That is little beside what is
+computed from a checkpoint, so no digest is cached by size or time of modification.
 """
 
 from __future__ import annotations

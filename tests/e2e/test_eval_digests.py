@@ -165,6 +165,7 @@ def test_a_journal_of_other_weights(evaluate, asked, checkpoint, tmp_path):
     assert not (tmp_path / "r.json").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_with_different_weights(asked, checkpoint, tmp_path):
     other = shutil.copytree(checkpoint, tmp_path / "other")
     change_weights(other)
@@ -190,6 +191,7 @@ def test_two_processes_with_different_weights(asked, checkpoint, tmp_path):
     assert not list(tmp_path.glob("r.json*"))
 
 
+@pytest.mark.slow
 def test_a_server_with_other_weights(evaluate, asked, checkpoint, tmp_path):
     target, journal = tmp_path / "r.json", tmp_path / "r.json.partial"
 

@@ -63,13 +63,19 @@ class ServerScorer:
 
     def _description(self, model: str | None) -> dict[str, Any]:
         """Return what the server says of a model; of its first one without a name."""
-        models = [
-            entry.to_dict() for entry in self._asked(lambda: list(self._client.models.list()))
-        ]
-        if not models:
-            raise UsageError("The server at {address} has no model.", address=self._address)
+        from openai import NotFoundError
+
+        try:
+            found = self._asked(lambda: list(self._client.models.list()))
+        except BaichuanError as error:  # some servers have no list
+            if model is None or not isinstance(error.__cause__, NotFoundError):
+                raise
+            found = []
+        models = [entry.to_dict() for entry in found]
         if model is not None:
             models = [entry for entry in models if entry["id"] == model] or [{"id": model}]
+        if not models:
+            raise UsageError("The server at {address} has no model.", address=self._address)
         return {name: value for name, value in models[0].items() if name not in _VOLATILE}
 
     def _four(self, prompt: Prompt) -> tuple[float, ...]:
