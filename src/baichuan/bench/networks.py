@@ -38,7 +38,7 @@ def loaded_network(job: Job, precision: str) -> tuple[BaichuanForCausalLM, Decod
         model, tokenizer = load(job.model, dtype=DTYPES[precision], **where)
     else:
         model, tokenizer = load(job.model, bits=BITS[precision], **where)
-    return model.eval(), tokenizer.decode
+    return model.eval(), tokenizer.decode_text
 
 
 def random_network(
