@@ -179,5 +179,5 @@ def test_a_request_is_what_chat_answers(model, tokenizer):
 
 
 def test_another_tokenizer_is_refused(model):
-    with pytest.raises(UsageError, match="tokenizer is a LlamaTokenizer, .* needs a BaichuanToken"):
+    with pytest.raises(UsageError, match=r"tokenizer is a LlamaTokenizer, .* needs a BaichuanToken"):
         model.chat(LlamaTokenizer(), HELLO)
