@@ -58,6 +58,11 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
+def __dir__() -> list[str]:
+    """Name what is imported at first use, too."""
+    return sorted({*globals(), *__all__})
+
+
 @wrapt.when_imported("transformers")
 def _register(_: Any) -> None:
     """Make transformers' Auto classes know Baichuan, now or when transformers is imported."""

@@ -6,6 +6,9 @@ Chooses dtype and device where the caller does not. Knows no format (weights.py)
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +28,16 @@ from baichuan.quant.scheme import Scheme
 #: The small model that travels with the package.
 DEMO = Path(__file__).parents[1] / "demo"
 
+#: Where on the hub to look; passed on.
+_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
+#: What other loaders call some arguments.
+_ELSEWHERE = {
+    **dict.fromkeys(("quantize", "quantization", "load_in_4bit", "load_in_8bit"), "bits"),
+    "torch_dtype": "dtype",
+    "device_map": "device",
+    "lora": "adapter",
+    "peft": "adapter",
+}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -63,10 +76,11 @@ def load(
     Raises:
         CheckpointError: the files are incomplete, damaged, unsafe, or of another model.
         DownloadError: the model is neither here nor to be had from the hub.
-        UsageError: a dtype or bits that there are not, a device that this machine has not, or
-            `bits` for a checkpoint that is quantized otherwise.
+        UsageError: an argument, a dtype or bits that there are not, a device that this machine has
+            not, or `bits` for a checkpoint that is quantized otherwise.
     """
     register()
+    _check_arguments(name_or_path, hub)
     if bits is not None:
         Scheme.of_bits(bits)  # refused before anything is fetched or read
     device = _device(device)
@@ -89,6 +103,29 @@ def load(
     if huge_pages:
         use_huge_pages(model)
     return model, tokenizer
+
+
+def _check_arguments(name_or_path: object, hub: Mapping[str, object]) -> None:
+    if not (name_or_path is None or isinstance(name_or_path, (str, os.PathLike))):
+        raise UsageError(
+            "name_or_path is {given!r}; allowed is the directory of a checkpoint, a hub name, or "
+            "None for the demo model.",
+            given=name_or_path,
+        )
+    for given in sorted(hub.keys() - set(_HUB)):
+        allowed = [name for name in signature(load).parameters if name != "hub"] + list(_HUB)
+        meant = _ELSEWHERE.get(given) or next(iter(get_close_matches(given, allowed)), None)
+        if meant is not None:
+            raise UsageError(
+                "load() has no argument {given!r}; did you mean {meant!r}?",
+                given=given,
+                meant=meant,
+            )
+        raise UsageError(
+            "load() has no argument {given!r}; there are {allowed}.",
+            given=given,
+            allowed=", ".join(allowed),
+        )
 
 
 def load_draft(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 from baichuan.engine.cache import DecoderModel, SequenceCache
 from baichuan.engine.detokenize import Decode
@@ -20,12 +20,41 @@ from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.prompt import Message, encode_chat, input_room
 from baichuan.model.tokenizer import BaichuanTokenizer
 
+#: Parameters of transformers' `generate` that `SamplingParams` calls otherwise.
+_OF_GENERATE = {"max_new_tokens", "do_sample"}
+
 
 class ChatMixin:
     """Adds `chat` to a network that has a configuration and a generation configuration."""
 
     config: BaichuanConfig
     generation_config: Any
+
+    @overload
+    def chat(
+        self,
+        tokenizer: BaichuanTokenizer,
+        messages: Sequence[Message],
+        stream: Literal[False] = False,
+        generation_config: Any = None,
+        cache: SequenceCache | None = None,
+        speculate: bool | None = None,
+        draft: DecoderModel | None = None,
+        **sampling: Any,
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self,
+        tokenizer: BaichuanTokenizer,
+        messages: Sequence[Message],
+        stream: Literal[True],
+        generation_config: Any = None,
+        cache: SequenceCache | None = None,
+        speculate: bool | None = None,
+        draft: DecoderModel | None = None,
+        **sampling: Any,
+    ) -> Iterator[str]: ...
 
     def chat(
         self,
@@ -36,6 +65,7 @@ class ChatMixin:
         cache: SequenceCache | None = None,
         speculate: bool | None = None,
         draft: DecoderModel | None = None,
+        **sampling: Any,
     ) -> str | Iterator[str]:
         """Answer the last message.
 
@@ -43,19 +73,28 @@ class ChatMixin:
             tokenizer: the checkpoint's tokenizer.
             messages: `{"role": "system" | "user" | "assistant", "content": str}`, oldest first; the
                 oldest rounds are dropped, whole, when they no longer fit.
-            stream: give an iterator over the growing answer (the whole text so far, each time).
+            stream: return an iterator over the growing answer (the whole text so far, each time).
             generation_config: what it sets is used instead of what `self.generation_config` says.
             cache: from `self.new_cache()`; keep it over the turns of one conversation, so that
                 each turn computes its new tokens only.
             speculate, draft: as `Engine` takes them. The draft reads the messages anew at each
                 call; a `Conversation` spares it that.
+            sampling: single parameters instead of those settings, as `SamplingParams` names them
+                (`temperature`, `top_k`, `top_p`, `repetition_penalty`, `max_tokens`, `seed`,
+                `stop`, ...) or as `generate` does (`max_new_tokens`, `do_sample`).
 
         Raises:
             PromptError: the messages form no conversation.
             UsageError: a sampling parameter is not allowed, or the draft cannot be used.
         """
         steps = self.chat_steps(
-            tokenizer, messages, generation_config, cache, speculate=speculate, draft=draft
+            tokenizer,
+            messages,
+            generation_config,
+            cache,
+            speculate=speculate,
+            draft=draft,
+            **sampling,
         )
         growing = _growing_text(tokenizer, steps)
         if stream:
@@ -103,6 +142,9 @@ class ChatMixin:
         For whoever shares one engine among conversations; the arguments are those of `chat_steps`.
         """
         settings = _completed(generation_config, self.generation_config, self.config)
+        changes = {name: value for name, value in changes.items() if value is not None}
+        for name in _OF_GENERATE & changes.keys():
+            setattr(settings, name, changes.pop(name))
         if settings.max_new_tokens is None:  # nobody asked: half the context at most
             changes = {"max_tokens": _default_answer(self.config.context_length), **changes}
         params = SamplingParams.from_generation_config(settings, **changes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -98,6 +98,9 @@ class BaichuanQuantizer(HfQuantizer):  # type: ignore[misc]  # untyped base
         return model
 
 
+Model = TypeVar("Model", bound="QuantizeMixin")
+
+
 class QuantizeMixin:
     """Adds `quantize` to a network."""
 
@@ -106,12 +109,12 @@ class QuantizeMixin:
     to: Callable[..., Any]
 
     def quantize(
-        self,
+        self: Model,
         bits: int,
         group_size: int | None = None,
         scheme: str = "blocks",
         progress: bool = False,
-    ) -> Any:
+    ) -> Model:
         """Quantize the weights of the linear layers, in place, and return the model.
 
         Embedding and norms stay as they are. The model may be in float32, bfloat16 or float16 and
@@ -137,10 +140,10 @@ class QuantizeMixin:
         if scheme != "blocks":
             plan = Plan(Scheme(bits, group_size, scheme), Plan.of_original(bits).exceptions)
         settings = BaichuanQuantizationConfig.of(plan_for(self.config, plan))
-        assert isinstance(self, nn.Module)
-        count = len(linears(self, settings.plan))
+        network = cast(nn.Module, self)
+        count = len(linears(network, settings.plan))
         with tqdm(total=count, unit="layer", desc=f"int{bits}", disable=not progress) as bar:
-            quantize_modules(self, settings.plan, lambda _: bar.update())
+            quantize_modules(network, settings.plan, lambda _: bar.update())
         self.hf_quantizer = BaichuanQuantizer(settings, pre_quantized=True)
         self.config.quantization_config = settings
         self.is_quantized = True

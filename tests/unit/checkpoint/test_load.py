@@ -121,9 +121,25 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(unprivileged, name):
     baichuan.load(directory)
 
 
-def test_argument_that_there_is_not(saved):
-    with pytest.raises(TypeError, match="dtpye"):
-        baichuan.load(saved, dtpye="float16")
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"dtpye": "float16"}, "no argument 'dtpye'; did you mean 'dtype'"),
+        ({"quantize": 4}, "no argument 'quantize'; did you mean 'bits'"),
+        ({"device_map": "auto"}, "did you mean 'device'"),
+        ({"revison": "v2"}, "did you mean 'revision'"),
+        ({"xyz": 1}, "no argument 'xyz'; there are name_or_path, dtype, .*, subfolder"),
+    ],
+)
+def test_argument_that_there_is_not(saved, given, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        baichuan.load(saved, **given)
+
+
+@pytest.mark.parametrize("given", [42, b"demo", ["a"]])
+def test_what_names_no_model(given):
+    with pytest.raises(UsageError, match=r"name_or_path is .*; allowed is the directory of a check"):
+        baichuan.load(given)
 
 
 def test_no_tokenizer(saved, tmp_path):
