@@ -138,7 +138,7 @@ def test_argument_that_there_is_not(saved, given, sentence):
 
 @pytest.mark.parametrize("given", [42, b"demo", ["a"]])
 def test_what_names_no_model(given):
-    with pytest.raises(UsageError, match=r"name_or_path is .*; allowed is the directory of a check"):
+    with pytest.raises(UsageError, match=r"name_or_path is .*; allowed is the directory"):
         baichuan.load(given)
 
 
