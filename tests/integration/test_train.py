@@ -52,6 +52,16 @@ def test_full_changes_every_weight_and_comes_out_in_the_dtype_of_the_computation
     assert model.config.use_cache
 
 
+def test_an_adapter_that_lost_a_layer_is_not_trained_further(command, tmp_path):
+    train(command, "--finetuning_type", "lora")
+    file = tmp_path / "out" / "adapter_model.safetensors"
+    kept = {name: t for name, t in load_file(file).items() if "layers.1." not in name}
+    save_file(kept, file)
+    again = ("--finetuning_type", "lora", "--output_dir", str(tmp_path / "more"))
+    with pytest.raises(CheckpointError, match=r"10 \(model\.layers\.1\..* missing; 0 unexpected"):
+        train(command, *again, "--adapter_name_or_path", str(tmp_path / "out"))
+
+
 def test_freeze_changes_the_last_layer_alone(command, small, tmp_path):
     train(
         command,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import baichuan
+
 ROOT = Path(__file__).parents[2]
 CODE = sorted(
     path
@@ -48,3 +50,7 @@ def test_the_documents_say_what_the_benchmarks_measured():
     command = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_dir_shows_the_public_names():
+    assert set(baichuan.__all__) <= set(dir(baichuan))

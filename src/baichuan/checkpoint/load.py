@@ -5,8 +5,10 @@ Chooses dtype and device where the caller does not. Knows no format (weights.py)
 
 from __future__ import annotations
 
-import inspect
 import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,16 +26,16 @@ from baichuan.model.tokenizer import BaichuanTokenizer
 from baichuan.quant.plan import use_huge_pages
 from baichuan.quant.scheme import Scheme
 
-#: Arguments of other loaders, and what to write here instead.
-_INSTEAD = {
-    "device_map": "device",
-    "load_in_4bit": "bits=4",
-    "load_in_8bit": "bits=8",
-    "quantization_config": "bits",
-    "quantize": "bits",
+#: Where on the hub to look; passed on.
+_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
+#: What other loaders call some arguments.
+_ELSEWHERE = {
+    **dict.fromkeys(("quantize", "quantization", "load_in_4bit", "load_in_8bit"), "bits"),
     "torch_dtype": "dtype",
+    "device_map": "device",
+    "lora": "adapter",
+    "peft": "adapter",
 }
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -72,8 +74,8 @@ def load(
     Raises:
         CheckpointError: the files are incomplete, damaged, unsafe, or of another model.
         DownloadError: the model is neither here nor to be had from the hub.
-        UsageError: an unknown argument, a dtype or bits that there are not, a device that this
-            machine has not, or `bits` for a checkpoint that is quantized otherwise.
+        UsageError: an argument, a dtype or bits that there are not, a device that this machine has
+            not, or `bits` for a checkpoint that is quantized otherwise.
     """
     register()
     _check_arguments(name_or_path, hub)
@@ -101,6 +103,29 @@ def load(
     return model, tokenizer
 
 
+def _check_arguments(name_or_path: object, hub: Mapping[str, object]) -> None:
+    if not (name_or_path is None or isinstance(name_or_path, (str, os.PathLike))):
+        raise UsageError(
+            "name_or_path is {given!r}; allowed is the directory of a checkpoint, a hub name, or "
+            "None for the demo model.",
+            given=name_or_path,
+        )
+    for given in sorted(hub.keys() - set(_HUB)):
+        allowed = [name for name in signature(load).parameters if name != "hub"] + list(_HUB)
+        meant = _ELSEWHERE.get(given) or next(iter(get_close_matches(given, allowed)), None)
+        if meant is not None:
+            raise UsageError(
+                "load() has no argument {given!r}; did you mean {meant!r}?",
+                given=given,
+                meant=meant,
+            )
+        raise UsageError(
+            "load() has no argument {given!r}; there are {allowed}.",
+            given=given,
+            allowed=", ".join(allowed),
+        )
+
+
 def load_draft(
     name_or_path: str | os.PathLike[str],
     tokenizer: BaichuanTokenizer,
@@ -126,25 +151,6 @@ def load_draft(
             draft=name_or_path,
         )
     return draft
-
-
-def _check_arguments(name_or_path: object, hub: dict[str, Any]) -> None:
-    """Refuse what is no name of a model, and keyword arguments that would be ignored."""
-    if not isinstance(name_or_path, (str, os.PathLike, type(None))):
-        raise UsageError(
-            "name_or_path is {given!r}; allowed is a checkpoint's directory, a name on the hub, or "
-            "None for the demo model.",
-            given=name_or_path,
-        )
-    parameters = inspect.signature(load).parameters | inspect.signature(local_directory).parameters
-    allowed = [name for name, kind in parameters.items() if kind.kind is kind.KEYWORD_ONLY]
-    for name in hub.keys() - set(allowed):
-        raise UsageError(
-            "load() has no argument {name!r}{hint}. Allowed are {allowed}.",
-            name=name,
-            hint=translate("; write {instead}", instead=_INSTEAD[name]) if name in _INSTEAD else "",
-            allowed=", ".join(allowed),
-        )
 
 
 def _network(

@@ -19,6 +19,9 @@ from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.prompt import Message, encode_chat, input_room, messages_that_fit
 from baichuan.model.tokenizer import BaichuanTokenizer
 
+#: Parameters of transformers' `generate` that `SamplingParams` calls otherwise.
+_OF_GENERATE = {"max_new_tokens", "do_sample"}
+
 
 class ChatMixin:
     """Adds `chat` to a network that has a configuration and a generation configuration."""
@@ -82,22 +85,20 @@ class ChatMixin:
             tokenizer: the checkpoint's tokenizer.
             messages: `{"role": "system" | "user" | "assistant", "content": str}`, oldest first; the
                 oldest rounds are dropped, whole, when they no longer fit.
-            stream: give an iterator over the growing answer (the whole text so far, each time).
+            stream: return an iterator over the growing answer (the whole text so far, each time).
             generation_config: what it sets is used instead of what `self.generation_config` says.
             cache: from `self.new_cache()`; keep it over the turns of one conversation, so that
                 each turn computes its new tokens only.
             speculate, draft: as `Engine` takes them. The draft reads the messages anew at each
                 call; a `Conversation` spares it that.
-            sampling: sampling parameters by their names in `SamplingParams` (`temperature`,
-                `top_p`, `max_tokens`, `seed`, `stop`, ...), used instead of what the configurations
-                say; `max_new_tokens` is understood as `max_tokens`.
+            sampling: single parameters instead of those settings, as `SamplingParams` names them
+                (`temperature`, `top_k`, `top_p`, `repetition_penalty`, `max_tokens`, `seed`,
+                `stop`, ...) or as `generate` does (`max_new_tokens`, `do_sample`).
 
         Raises:
             PromptError: the messages form no conversation.
             UsageError: a sampling parameter is not allowed, or the draft cannot be used.
         """
-        if "max_new_tokens" in sampling:  # transformers' name
-            sampling["max_tokens"] = sampling.pop("max_new_tokens")
         steps = self.chat_steps(
             tokenizer,
             messages,
@@ -155,6 +156,9 @@ class ChatMixin:
         For whoever shares one engine among conversations; the arguments are those of `chat_steps`.
         """
         settings = _completed(generation_config, self.generation_config, self.config)
+        changes = {name: value for name, value in changes.items() if value is not None}
+        for name in _OF_GENERATE & changes.keys():
+            setattr(settings, name, changes.pop(name))
         if settings.max_new_tokens is None:  # nobody asked: half the context at most
             changes = {"max_tokens": _default_answer(self.config.context_length), **changes}
         params = SamplingParams.from_generation_config(settings, **changes)

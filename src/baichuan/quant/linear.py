@@ -22,6 +22,12 @@ def is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
+def _is_offloaded(module: nn.Module) -> bool:
+    """Say whether accelerate takes a module's weights away after each call."""
+    hook = getattr(module, "_hf_hook", None)
+    return any(getattr(one, "offload", False) for one in getattr(hook, "hooks", [hook]))
+
+
 class QuantizedLinear(nn.Module):
     """y = x W^T with W in `scheme`; a place for `nn.Linear` without bias, in inference.
 
@@ -82,7 +88,7 @@ class QuantizedLinear(nn.Module):
             bits, rows, columns = self.scheme.bits, self.out_features, self.in_features
             kept = PackedMatrix(codes, scales, bits, size, rows, columns)
             # Offloaded codes must not be held beyond the call that they were brought for.
-            self._matrix = None if is_hooked(self) else kept
+            self._matrix = None if _is_offloaded(self) else kept
         return kept
 
     @property
@@ -114,7 +120,7 @@ class QuantizedLinear(nn.Module):
         if self.codes is None:
             assert self._repacked is not None, "codes are here or there"
             return self._repacked
-        self._repacked = cuda.adopted(self.matrix, x.dtype)
+        self._repacked = None if _is_offloaded(self) else cuda.adopted(self.matrix, x.dtype)
         if self._repacked is None:
             return self.matrix
         self.codes = self._matrix = None

@@ -123,6 +123,27 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(unprivileged, name):
     baichuan.load(directory)
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"dtpye": "float16"}, "no argument 'dtpye'; did you mean 'dtype'"),
+        ({"quantize": 4}, "no argument 'quantize'; did you mean 'bits'"),
+        ({"device_map": "auto"}, "did you mean 'device'"),
+        ({"revison": "v2"}, "did you mean 'revision'"),
+        ({"xyz": 1}, "no argument 'xyz'; there are name_or_path, dtype, .*, subfolder"),
+    ],
+)
+def test_argument_that_there_is_not(saved, given, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        baichuan.load(saved, **given)
+
+
+@pytest.mark.parametrize("given", [42, b"demo", ["a"]])
+def test_what_names_no_model(given):
+    with pytest.raises(UsageError, match=r"name_or_path is .*; allowed is the directory"):
+        baichuan.load(given)
+
+
 def test_no_tokenizer(saved, tmp_path):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.model").unlink()
@@ -154,22 +175,6 @@ def test_generation_settings_of_the_checkpoint(saved, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     read = baichuan.load(tmp_path)[0].generation_config
     assert {name: getattr(read, name) for name in settings} == settings
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"quantize": 4}, r"load\(\) has no argument 'quantize'; write bits\. Allowed are dtype,"),
-        ({"load_in_8bit": True}, r"no argument 'load_in_8bit'; write bits=8\."),
-        ({"device_map": "auto"}, r"no argument 'device_map'; write device\."),
-        ({"dtpye": "float16"}, r"no argument 'dtpye'\. Allowed are .*, subfolder"),
-        ({"name_or_path": 42}, r"name_or_path is 42; allowed is a checkpoint's directory"),
-        ({"name_or_path": ["a"]}, r"name_or_path is \['a'\]"),
-    ],
-)
-def test_an_argument_that_there_is_not_is_refused(arguments, sentence):
-    with pytest.raises(UsageError, match=sentence):
-        baichuan.load(**arguments)
 
 
 def test_the_public_names_are_listed_before_they_are_imported():

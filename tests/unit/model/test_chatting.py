@@ -1,6 +1,9 @@
 """`model.chat`: the checkpoint's settings obeyed, in every mode of the network."""
 
+import sys
+import typing
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -205,12 +208,41 @@ def test_sampling_parameters_are_arguments(model, tokenizer):
     sampled = model.chat(tokenizer, HELLO, **hot)
     assert sampled == model.chat(tokenizer, HELLO, **hot) != model.chat(tokenizer, HELLO)
     assert model.chat(tokenizer, HELLO, **hot, top_k=1) == model.chat(tokenizer, HELLO)
-    with pytest.raises(UsageError, match=r"called do_sample; there are temperature, top_k"):
-        model.chat(tokenizer, HELLO, do_sample=False)
     with pytest.raises(UsageError, match="temperature"):
         model.chat(tokenizer, HELLO, temperature=-1.0)
 
 
 def test_another_tokenizer_is_refused(model):
-    with pytest.raises(UsageError, match="tokenizer is a LlamaTokenizer, .* needs a BaichuanToken"):
+    with pytest.raises(
+        UsageError, match=r"tokenizer is a LlamaTokenizer, .* needs a BaichuanToken"
+    ):
         model.chat(LlamaTokenizer(), HELLO)
+
+
+def test_sampling_parameters_are_arguments(model, tokenizer):
+    model.generation_config.update(do_sample=True, temperature=5.0)
+    greedy = model.chat(tokenizer, HELLO, temperature=0)
+    assert model.chat(tokenizer, HELLO, do_sample=False) == greedy
+    first, again = (model.chat(tokenizer, HELLO, seed=3) for _ in range(2))
+    assert first == again != greedy
+    (*_, streamed) = model.chat(tokenizer, HELLO, stream=True, temperature=0, top_p=None)
+    assert streamed == greedy
+    for name in ("max_tokens", "max_new_tokens"):
+        steps = list(model.chat_steps(tokenizer, HELLO, temperature=0, **{name: 2}))
+        assert [step.finish_reason for step in steps] == [None, "length"]
+    assert model.generation_config.temperature == 5.0
+    assert model.generation_config.max_new_tokens == 8
+    with pytest.raises(UsageError, match="No sampling parameter is called temprature"):
+        model.chat(tokenizer, HELLO, temprature=0.5)
+    with pytest.raises(UsageError, match=r"temperature is -1; allowed is 0 \(greedy\)"):
+        model.chat(tokenizer, HELLO, temperature=-1)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="typing.get_overloads is of Python 3.11")
+def test_the_type_of_an_answer_depends_on_stream():
+    overloads = typing.get_overloads(baichuan.BaichuanForCausalLM.chat)
+    hints = [typing.get_type_hints(one) for one in overloads]
+    assert [(hint["stream"], hint["return"]) for hint in hints] == [
+        (typing.Literal[False], str),
+        (typing.Literal[True], Iterator[str]),
+    ]

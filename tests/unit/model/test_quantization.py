@@ -201,7 +201,7 @@ def test_a_quantized_head_takes_no_new_rows(bits):
     assert model.resize_token_embeddings() is model.model.embed_tokens
     for arguments in ({"new_num_tokens": size + 3}, {"pad_to_multiple_of": 64}):
         with pytest.raises(
-            UsageError, match="head is quantized .* Resize the original model, then"
+            UsageError, match=r"head is quantized .* Resize the original model, then"
         ):
             model.resize_token_embeddings(**arguments)
     assert model.model.embed_tokens.num_embeddings == size
