@@ -45,6 +45,14 @@ def model(request):
     return baichuan.BaichuanForCausalLM(config).eval()
 
 
+def change_a_byte(path: Path) -> None:
+    """Change the content of a file, which keeps its size and its time."""
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
     """A directory of a user to whom the modes of files apply: root may read everything."""

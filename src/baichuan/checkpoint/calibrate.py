@@ -16,6 +16,7 @@ from torch import Tensor
 
 from baichuan.checkpoint.walk import EMBEDDING, NORM, Walk, layer_prefix
 from baichuan.errors import CheckpointError, DataError, UsageError
+from baichuan.files import read_text
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.tokenizer import BaichuanTokenizer
 from baichuan.quant.linear import QuantizedLinear
@@ -55,7 +56,7 @@ def calibration_rows(directory: Path, files: Sequence[Path] = ()) -> Tensor:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text("utf-8")
+        return read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             "The calibration text {file} cannot be read ({reason}); give text in UTF-8.",

@@ -77,7 +77,7 @@ def _calibrated(
     calibrated = Calibrated(config, schemes, ids)
     grouped = [Part(names, sum(map(sizes.__getitem__, names))) for names in parts(list(sizes))]
     texts = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
-    settings = {"plan": plan.to_dict(), "texts": texts}
+    settings = {"plan": plan.to_dict(), "texts": texts, "rows": list(ids.shape)}
     return Change(grouped, calibrated.convert, config, settings, calibrated.skip)
 
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from baichuan.digest import file_digest
+from baichuan.digest import file_digest, files_digest
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.files import weights_by_umask
 from baichuan.model.configuration import BaichuanConfig
@@ -82,7 +82,7 @@ def rewrite_checkpoint(
     shards = list(_shards(change.parts if change.skip else _in_order_of_files(weights, change)))
     with alone(partial):
         refuse_existing(target)  # another run may have ended just now
-        settings = {**change.settings, "source": fingerprint(weights), "shards": len(shards)}
+        settings = {**change.settings, "source": _source_digest(weights), "shards": len(shards)}
         journal = _Journal(partial, settings)
         _write_shards(weights, shards, change, journal, progress)
         _finish(weights.directory, partial, change.config, len(shards), journal)
@@ -273,10 +273,14 @@ def _file(number: int, count: int) -> str:
     return f"model-{number:05}-of-{count:05}.safetensors"
 
 
-def fingerprint(weights: WeightFiles) -> dict[str, list[int]]:
-    """Tell one source from another without reading it: sizes and times of its files."""
-    stats = {file.path.name: file.path.stat() for file in weights.files}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+def _source_digest(weights: WeightFiles) -> str:
+    """Return the digest of all that a result is made of: weights, configuration, what is copied."""
+    beside = (weights.directory / name for name in ("config.json", *_COPIED))
+    files = [*(file.path for file in weights.files), *filter(Path.is_file, beside)]
+    try:
+        return files_digest(files)
+    except OSError as error:
+        raise CheckpointError.unreadable(error.filename, error) from error
 
 
 @contextmanager

@@ -110,6 +110,8 @@ def test_an_interrupted_run_goes_on_to_the_same_result(source, ids, tmp_path, mo
     assert list((tmp_path / "target.partial").glob("*.safetensors"))
     with pytest.raises(UsageError, match="other settings"):
         quantize_checkpoint(source, tmp_path / "target", INT4, ids=ids[:3])
+    with pytest.raises(UsageError, match="other settings"):
+        quantize_checkpoint(source, tmp_path / "target", INT4, ids=ids.view(24, 20))
     quantize_checkpoint(source, tmp_path / "target", INT4, ids=ids)
     ours, theirs = tensors(tmp_path / "target"), tensors(tmp_path / "whole")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -140,7 +142,10 @@ def test_rows_of_texts(tmp_path):
     assert rows.shape[1] == 512 and len(rows) > 50 and rows.dtype == torch.int64
     file = tmp_path / "mine.txt"
     file.write_text("不足一行。A short text.")
-    assert calibration_rows(DEMO, [file]).shape[0] == 1
+    rows = calibration_rows(DEMO, [file])
+    assert rows.shape[0] == 1
+    file.write_text("\ufeff不足一行。A short text.")  # a byte order mark is no text
+    assert torch.equal(calibration_rows(DEMO, [file]), rows)
     file.write_text("")
     with pytest.raises(DataError, match="texts are empty"):
         calibration_rows(DEMO, [file])

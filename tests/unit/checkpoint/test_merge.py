@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tests.conftest import tiny_config
+from tests.conftest import change_a_byte, tiny_config
 
 import baichuan
 from baichuan.checkpoint import rewrite
@@ -105,6 +105,12 @@ def test_killed_it_goes_on(source, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="unfinished run with other settings"):
         merge_adapter(source, adapter, tmp_path / "target")
     (adapter / "adapter_config.json").write_text(json.dumps(other, indent=2, sort_keys=True))
+    changed = next(source.glob("*.safetensors"))
+    for file in (changed, adapter / "adapter_model.safetensors"):
+        change_a_byte(file)
+        with pytest.raises(UsageError, match="of another source"):
+            merge_adapter(source, adapter, tmp_path / "target")
+        change_a_byte(file)
     merge_adapter(source, adapter, tmp_path / "target")
     merge_adapter(source, adapter, tmp_path / "again")
     for file in (tmp_path / "again").glob("*.safetensors"):

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.conftest import tiny_config
+from tests.conftest import change_a_byte, tiny_config
 
 import baichuan
 from baichuan.checkpoint import rewrite
@@ -231,6 +231,24 @@ def test_another_plan_or_source_is_refused(source, target, partial, small_shards
     with pytest.raises(UsageError, match="of another source"):
         quantize_checkpoint(source, target, INT4)
     assert contents(partial) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["model-00001-of-00006.safetensors", "config.json", "tokenizer.model"]
+)
+def test_a_source_is_known_by_content(source, target, small_shards, monkeypatch, name):
+    interrupted(source, target)
+    for file in source.iterdir():  # touched, and found elsewhere: still the same
+        os.utime(file)
+    source = source.rename(source.with_name("moved"))
+    interrupted(source, target)
+    if name == "config.json":
+        text = (source / name).read_text()
+        (source / name).write_text(text.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    else:
+        change_a_byte(source / name)
+    with pytest.raises(UsageError, match="of another source"):
+        quantize_checkpoint(source, target, INT4)
 
 
 def test_a_target_that_exists_is_refused(source, target):
