@@ -1,6 +1,7 @@
 """Checkpoints to GGUF and back: nothing lost that need not be, and files as others write them."""
 
 import json
+import os
 import shutil
 from collections import namedtuple
 from itertools import cycle
@@ -11,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2 as sp
-from tests.conftest import tiny_config
+from tests.conftest import change_a_byte, tiny_config
 
 import baichuan
+from baichuan.checkpoint import rewrite
 from baichuan.checkpoint.gguf.container import GgufWeights
 from baichuan.checkpoint.gguf.from_gguf import checkpoint_from_gguf, decode
 from baichuan.checkpoint.gguf.names import tensor_names, to_halves, to_pairs
@@ -101,6 +103,129 @@ def test_there_and_back_the_tokenizer_is_the_same(save, tmp_path, pytestconfig):
         messages = [{"role": "user", "content": text}]
         assert encode_chat(ours, messages) == encode_chat(theirs, messages)
     assert ours.model_max_length == theirs.model_max_length
+
+
+def added_tokens(directory):
+    tokenizer = baichuan.BaichuanTokenizer.from_pretrained(directory)
+    special = set(tokenizer.all_special_tokens)
+    return {
+        i: (t.content, t.special, t.content in special)
+        for i, t in tokenizer.added_tokens_decoder.items()
+    }
+
+
+def add_by_file(directory):
+    (directory / "added_tokens.json").write_text(json.dumps({"<tool>": 1000, "<late>": 1002}))
+
+
+def add_by_method(directory):
+    tokenizer = baichuan.BaichuanTokenizer.from_pretrained(directory)
+    tokenizer.add_tokens(["<tool>"])
+    # One that sentencepiece has, and one that it has not.
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<reserved_106>", "<|im_start|>"]})
+    tokenizer.save_pretrained(directory)
+
+
+def add_an_end(directory):
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|im_end|>"}))
+    for name in ("config.json", "generation_config.json"):
+        path = directory / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 1000}))
+
+
+@pytest.mark.parametrize(
+    ("add", "written"),
+    [
+        (add_by_file, {1000: ("<tool>", 4), 1001: ("[PAD1001]", 5), 1002: ("<late>", 4)}),
+        (
+            add_by_method,
+            {199: ("<reserved_106>", 3), 1000: ("<tool>", 4), 1001: ("<|im_start|>", 3)},
+        ),
+        (add_an_end, {1000: ("<|im_end|>", 3), 1001: ("[PAD1001]", 5)}),
+    ],
+)
+def test_added_tokens_go_with_the_tokenizer(save, tmp_path, add, written):
+    source = save()
+    add(source)
+    gguf_from_checkpoint(source, tmp_path / "x.gguf")
+    settings = GgufWeights(tmp_path / "x.gguf").settings
+    texts, kinds = (settings[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type"))
+    assert {i: (texts[i], int(kinds[i])) for i in written} == written
+    checkpoint_from_gguf(tmp_path / "x.gguf", tmp_path / "back")
+    assert added_tokens(tmp_path / "back") == added_tokens(source)
+    old, new = (baichuan.load(directory)[1] for directory in (source, tmp_path / "back"))
+    assert len(old) == len(new) and old.eos_token_id == new.eos_token_id
+    pieces_before, pieces_after = (
+        pieces(sp.ModelProto.FromString((d / "tokenizer.model").read_bytes()))
+        for d in (source, tmp_path / "back")
+    )
+    assert pieces_before == pieces_after
+    for text in ("a <tool> b<late>", "<|im_start|>x<|im_end|>", "<reserved_106>你好"):
+        assert old(text).input_ids == new(text).input_ids
+        assert old.encode_text(text) == new.encode_text(text)
+        ids = old(text).input_ids
+        for skip in (False, True):
+            assert old.decode(ids, skip_special_tokens=skip) == new.decode(
+                ids, skip_special_tokens=skip
+            )
+
+
+def test_an_added_token_without_a_row_is_refused_but_not_for_padding(save, tmp_path):
+    source = save()
+    path = source / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    (source / "added_tokens.json").write_text(json.dumps({"<tool>": 1003}))
+    with pytest.raises(CheckpointError, match=r"'<tool>' has the id 1,003, .*only 1,003 rows"):
+        gguf_from_checkpoint(source, tmp_path / "x.gguf")
+    assert not list(tmp_path.glob("x.gguf*"))
+    (source / "added_tokens.json").write_text(json.dumps({"[PAD]": 1003}))
+    path.write_text(json.dumps({**settings, "pad_token": "[PAD]"}))
+    gguf_from_checkpoint(source, tmp_path / "x.gguf")
+    assert len(GgufWeights(tmp_path / "x.gguf").settings["tokenizer.ggml.tokens"]) == 1003
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("padding", 2**32 - 1, None),
+        ("padding", 1003, None),
+        ("eos", 2**32 - 1, "tokenizer.ggml.eos_token_id is 4294967295"),
+        ("bos", 1003, "tokenizer.ggml.bos_token_id is 1003"),
+    ],
+)
+def test_ids_beyond_the_vocabulary(save, tmp_path, key, value, message):
+    gguf_from_checkpoint(save(), tmp_path / "x.gguf")
+    content = bytearray((tmp_path / "x.gguf").read_bytes())
+    name = f"tokenizer.ggml.{key}_token_id".encode()
+    place = content.index(name) + len(name) + 4  # behind the type of the value
+    content[place : place + 4] = value.to_bytes(4, "little")
+    (tmp_path / "x.gguf").write_bytes(content)
+    if message is not None:
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint_from_gguf(tmp_path / "x.gguf", tmp_path / "back")
+        return
+    checkpoint_from_gguf(tmp_path / "x.gguf", tmp_path / "back")
+    model, tokenizer = baichuan.load(tmp_path / "back")
+    assert model.config.pad_token_id is None and tokenizer.pad_token_id == 0
+
+
+def test_a_file_that_changed_is_not_gone_on_with(save, tmp_path, monkeypatch):
+    gguf_from_checkpoint(save(), tmp_path / "x.gguf")
+    monkeypatch.setattr(rewrite, "_SHARD_BYTES", 60_000)
+
+    def stopping(done, total):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint_from_gguf(tmp_path / "x.gguf", tmp_path / "back", progress=stopping)
+    change_a_byte(tmp_path / "x.gguf")
+    with pytest.raises(UsageError, match="of another source"):
+        checkpoint_from_gguf(tmp_path / "x.gguf", tmp_path / "back")
+    change_a_byte(tmp_path / "x.gguf")
+    os.utime(tmp_path / "x.gguf")
+    checkpoint_from_gguf(tmp_path / "x.gguf", tmp_path / "back")
 
 
 @pytest.mark.parametrize("group", [None, 32, 128])
