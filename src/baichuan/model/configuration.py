@@ -91,12 +91,16 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
         # send the next reader back to files that are no longer beside the weights.
         kwargs.pop("auto_map", None)
         kwargs.pop("custom_pipelines", None)
+        if not _is_token_id(self.pad_token_id, self.vocab_size):
+            self.pad_token_id = None  # nothing needs it: padding is masked
         super().__post_init__(**kwargs)
         if self.position_embedding is None:
             self.position_embedding = self._published_position_embedding()
         if self.model_max_length is None and self.max_position_embeddings is None:
             self.model_max_length = 4096
         self._check_architecture()
+        for name in ("bos_token_id", "eos_token_id"):
+            check_token_ids(name, getattr(self, name), self.vocab_size)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -188,3 +192,28 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
                 names=", ".join(_PRESETS),
             )
         return cls(**{**_PRESETS[name], **changes})
+
+
+def check_token_ids(name: str, given: Any, size: int) -> None:
+    """Check that a setting names tokens of a vocabulary: an id, a list of ids or of lists, or None.
+
+    Raises:
+        UsageError: something else is among them.
+    """
+    if not _are_token_ids(given, size):
+        raise UsageError(
+            "{name} is {given!r}; allowed are ids of the vocabulary, 0 to {last}.",
+            name=name,
+            given=given,
+            last=size - 1,
+        )
+
+
+def _are_token_ids(given: Any, size: int) -> bool:
+    if isinstance(given, (list, tuple)):
+        return all(_are_token_ids(value, size) for value in given)
+    return given is None or _is_token_id(given, size)
+
+
+def _is_token_id(value: Any, size: int) -> bool:
+    return isinstance(value, int) and 0 <= value < size

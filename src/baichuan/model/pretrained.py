@@ -16,10 +16,10 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from baichuan.errors import CheckpointError
+from baichuan.errors import CheckpointError, UsageError
 from baichuan.files import weights_by_umask
 from baichuan.hub import local_directory
-from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.configuration import BaichuanConfig, check_token_ids
 from baichuan.model.published_int8 import plan_of, read_published_int8, scale_names
 from baichuan.model.quantization import BaichuanQuantizationConfig, swap_modules
 from baichuan.weights import WeightFiles
@@ -27,6 +27,12 @@ from baichuan.weights import WeightFiles
 #: The 7B's code kept its table of rotary frequencies among the weights; it is computed here.
 _INV_FREQ = "rotary_emb.inv_freq"
 _NAMED = 4
+#: Settings of generation_config.json that name tokens; the one for padding is ignored if it cannot.
+_TOKEN_IDS = (
+    *("bos_token_id", "eos_token_id", "user_token_id", "assistant_token_id"),
+    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids"),
+)
 
 #: The arguments that say where on the hub to look; a directory found already needs none of them.
 _HUB = ("revision", "token", "cache_dir", "force_download", "subfolder", "local_files_only")
@@ -77,6 +83,7 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             directory, *args, output_loading_info=True, weights_only=True, **kwargs
         )
         _check_report(directory, info)
+        _ignore_foreign_padding(model)
         return (model, info) if with_info else model
 
     def save_pretrained(
@@ -102,7 +109,9 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             kwargs.pop(name, None)
         model = super().from_pretrained(None, config=config, state_dict=state, **kwargs)
         if (weights.directory / "generation_config.json").is_file():
+            _check_generation(weights.directory / "generation_config.json", config.vocab_size)
             model.generation_config = GenerationConfig.from_pretrained(weights.directory)
+        _ignore_foreign_padding(model)
         return model
 
     @classmethod
@@ -111,7 +120,7 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         directory, held = weights.directory, weights.shapes
         generation = directory / "generation_config.json"
         if generation.is_file():
-            _read_json(generation)
+            _check_generation(generation, config.vocab_size)
         with torch.device("meta"):
             network = cls(config)
         settings = getattr(config, "quantization_config", None)
@@ -155,6 +164,29 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError("{path} holds no table of settings. Fetch the file again.", path=path)
     return content
+
+
+def _check_generation(path: Path, size: int) -> None:
+    """Check the token ids in a generation_config.json against the size of the vocabulary."""
+    content = _read_json(path)
+    try:
+        for name in _TOKEN_IDS:
+            check_token_ids(name, content.get(name), size)
+    except UsageError as error:
+        raise CheckpointError(
+            "{path} cannot be used: {why} Correct it, or fetch the one that belongs to the "
+            "weights.",
+            path=path,
+            why=error,
+        ) from error
+
+
+def _ignore_foreign_padding(model: Any) -> None:
+    """Take the network's padding where generation_config.json names a token that there is not."""
+    generation, config = getattr(model, "generation_config", None), model.config
+    pad = getattr(generation, "pad_token_id", None)
+    if pad is not None and not 0 <= pad < config.vocab_size:
+        generation.pad_token_id = config.pad_token_id
 
 
 def refuse_quantized(config: BaichuanConfig, weights: WeightFiles) -> None:
