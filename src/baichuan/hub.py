@@ -119,7 +119,7 @@ def _checked(directory: Path) -> Path:
 def check_permission(path: Path) -> None:
     """Raise CheckpointError for a directory in which this user may not look anything up."""
     try:
-        os.stat(os.path.join(path, os.curdir))
+        (path / os.pardir).stat()
     except PermissionError as error:
         raise CheckpointError.unreadable(path, error) from error
     except (OSError, ValueError):  # there is none of this name

@@ -105,9 +105,6 @@ class BaichuanQuantizer(HfQuantizer):  # type: ignore[misc]  # untyped base
         return model
 
 
-Model = TypeVar("Model", bound="QuantizeMixin")
-
-
 class QuantizeMixin:
     """Adds `quantize` to a network."""
 
