@@ -40,7 +40,7 @@ _BATCH = 1000
 _PACKED_AT_ONCE = 20_000
 #: Bytes of a file.
 _READ_AT_ONCE = 1 << 20
-#: Broken rows that an error shows.
+#: Broken rows that an error shows, and files that a notice does.
 _SHOWN = 5
 #: Raised whenever the same rows come out differently; it keeps old files from being used.
 _VERSION = 2
@@ -124,12 +124,13 @@ def _read(sources: Sequence[Source], recipe: Recipe, notices: list[str]) -> Data
     parts = []
     for source in sources:
         if source.others:
+            more = ", ..." if len(source.others) > _SHOWN else ""
             notices.append(
                 translate(
                     "Of {name!r} the split {split!r} is read; not read: {others}.",
                     name=source.name,
                     split=source.split,
-                    others=", ".join(file.name for file in source.others),
+                    others=", ".join(file.name for file in source.others[:_SHOWN]) + more,
                 )
             )
         rows = _generated(source, recipe)
