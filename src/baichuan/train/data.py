@@ -76,22 +76,6 @@ class Splits:
     evaluation: Dataset | None
     notices: tuple[str, ...]
 
-    def digest(self) -> str:
-        """Compute the SHA-256 of all ids and labels, in their order: what a run learns from.
-
-        It depends on what the files say, the template and the tokenizer, and neither on the files'
-        names and dates nor on the versions of libraries.
-        """
-        content = hashlib.sha256()
-        for rows in filter(None, (self.train, self.evaluation)):
-            for name in rows.column_names:
-                content.update(f"{name} {len(rows)} ".encode())
-                for batch in rows.with_format("arrow").iter(_BATCH):
-                    lists = batch[name].combine_chunks()
-                    content.update(lists.value_lengths().to_numpy().tobytes())
-                    content.update(lists.flatten().to_numpy().tobytes())
-        return content.hexdigest()
-
 
 def load(recipe: Recipe, tokenizer: BaichuanTokenizer) -> Splits:
     """Prepare all rows. Of several processes, let one be first: the others read its result.
