@@ -1,10 +1,20 @@
-"""Files that are written whole or not at all; knows nothing of what is in them."""
+"""Files that are written whole or not at all, and text with or without a byte order mark."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file; a byte order mark at its start is no part of the text.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return path.read_text("utf-8-sig")
 
 
 def write_at_one_stroke(target: Path, content: bytes) -> None:

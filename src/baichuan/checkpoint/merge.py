@@ -20,10 +20,10 @@ from baichuan.checkpoint.rewrite import (
     Change,
     Part,
     Progress,
-    checksum,
     refuse_existing,
     rewrite_checkpoint,
 )
+from baichuan.digest import file_digest
 from baichuan.errors import CheckpointError
 from baichuan.model.adapters import attach_adapter, read_adapter_config
 from baichuan.model.network import BaichuanForCausalLM
@@ -76,7 +76,7 @@ def merge_adapter(
         _parts(headers, merging),
         merging.convert,
         config,
-        {"adapter": {file.name: checksum(file) for file in sorted(adapter.glob("adapter_*"))}},
+        {"adapter": {file.name: file_digest(file) for file in sorted(adapter.glob("adapter_*"))}},
     )
     rewrite_checkpoint(weights, target, change, progress)
 

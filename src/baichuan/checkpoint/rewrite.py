@@ -7,7 +7,6 @@ files and names, not what is done to a tensor (quantize.py, merge.py, gguf/).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from baichuan.digest import file_digest
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.weights import WeightFiles, read_headers, read_tensors
@@ -190,11 +190,11 @@ class _Journal:
     def has(self, file: str) -> bool:
         """Say whether a shard is there and whole."""
         path = self.directory / file
-        return file in self.sums and path.exists() and checksum(path) == self.sums[file]
+        return file in self.sums and path.exists() and file_digest(path) == self.sums[file]
 
     def add(self, file: str) -> None:
         """Record a shard that was just written."""
-        self.sums[file] = checksum(self.directory / file)
+        self.sums[file] = file_digest(self.directory / file)
         self._write()
 
 
@@ -276,15 +276,6 @@ def fingerprint(weights: WeightFiles) -> dict[str, list[int]]:
     """Tell one source from another without reading it: sizes and times of its files."""
     stats = {file.path.name: file.path.stat() for file in weights.files}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-
-
-def checksum(path: Path) -> str:
-    """Give the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from tests.conftest import tiny_config
 import baichuan
 from baichuan.checkpoint import rewrite
 from baichuan.checkpoint.quantize import quantize_checkpoint
-from baichuan.checkpoint.rewrite import checksum
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.quant.plan import Plan
 from baichuan.quant.scheme import Scheme
@@ -402,8 +401,3 @@ def test_memory_is_that_of_a_shard_not_of_the_model(tmp_path, target, kind):
     )
 
     assert int(done.stdout) < 0.7 * size, done.stderr
-
-
-def test_checksum(tmp_path):
-    (tmp_path / "file").write_bytes(b"abc")
-    assert checksum(tmp_path / "file").startswith("ba7816bf8f01cfea414140de5dae2223")
