@@ -6,7 +6,6 @@ run with the same data and settings begins at once.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_da
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
+from baichuan.digest import file_digest
 from baichuan.errors import BaichuanError, DataError, UsageError
 from baichuan.language import language, translate
 from baichuan.model.tokenizer import BaichuanTokenizer
@@ -38,8 +38,6 @@ _Result = TypeVar("_Result")
 #: Rows that are encoded, and packed, at once.
 _BATCH = 1000
 _PACKED_AT_ONCE = 20_000
-#: Bytes of a file.
-_READ_AT_ONCE = 1 << 20
 #: Broken rows that an error shows, and files that a notice does.
 _SHOWN = 5
 #: Raised whenever the same rows come out differently; it keeps old files from being used.
@@ -126,7 +124,8 @@ def _read(sources: Sequence[Source], recipe: Recipe, notices: list[str]) -> Data
 
 def _generated(source: Source, recipe: Recipe) -> Dataset:
     """Read one data set; what is wrong with a row stands in its column `problem`."""
-    stamps: list[Any] = [(str(file), _file_digest(file)) for file in source.files]
+    # By content: size and date can stay as they were (cp -p, rsync).
+    stamps: list[Any] = [(str(file), _digest(file)) for file in source.files]
     if source.hub:
         stamps.append(hub_dataset(source)._fingerprint)  # of what the hub has now
     if recipe.data.overwrite_cache:
@@ -151,16 +150,11 @@ def _generated(source: Source, recipe: Recipe) -> Dataset:
         ) from error
 
 
-def _file_digest(file: Path) -> str:
-    """Compute the SHA-256 of a file. Its size and date can stay as they were (cp -p, rsync)."""
-    digest = hashlib.sha256()
+def _digest(file: Path) -> str:
     try:
-        with file.open("rb") as content:
-            while part := content.read(_READ_AT_ONCE):
-                digest.update(part)
+        return file_digest(file)
     except OSError as error:
         raise DataError("{file} cannot be read: {reason}.", file=file, reason=error) from error
-    return digest.hexdigest()
 
 
 def _checked_rows(source: Source, stage: list[str], **_: object) -> Iterator[dict[str, Any]]:
