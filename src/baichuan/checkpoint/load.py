@@ -187,8 +187,8 @@ def base_of_adapter(directory: Path, **hub: Any) -> str:
 
     Raises:
         UsageError: peft is not installed, or the adapter does not say.
-        CheckpointError: the directory holds no adapter, or the model is not on this machine.
-        DownloadError: the model is not to be had from the hub.
+        CheckpointError: the directory holds no adapter.
+        DownloadError: the model is neither here nor to be had from the hub.
     """
     need_peft()
     from baichuan.model.adapters import read_adapter_config
@@ -203,7 +203,7 @@ def base_of_adapter(directory: Path, **hub: Any) -> str:
     try:
         local_directory(base, **hub)
     except (CheckpointError, DownloadError) as error:
-        raise type(error)(
+        raise DownloadError(
             "{reason}\n{file} says as base_model_name_or_path that the adapter was trained on "
             "{base!r}. If that model lies elsewhere now, name it: --model, in Python the first "
             "argument of load.",

@@ -6,7 +6,6 @@ run with the same data and settings begins at once.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_da
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
+from baichuan.digest import file_digest
 from baichuan.errors import BaichuanError, DataError, UsageError
 from baichuan.language import language, translate
 from baichuan.model.tokenizer import BaichuanTokenizer
@@ -38,9 +38,7 @@ _Result = TypeVar("_Result")
 #: Rows that are encoded, and packed, at once.
 _BATCH = 1000
 _PACKED_AT_ONCE = 20_000
-#: Bytes of a file.
-_READ_AT_ONCE = 1 << 20
-#: Broken rows that an error shows.
+#: Broken rows that an error shows, and files that a notice does.
 _SHOWN = 5
 #: Raised whenever the same rows come out differently; it keeps old files from being used.
 _VERSION = 2
@@ -76,22 +74,6 @@ class Splits:
     evaluation: Dataset | None
     notices: tuple[str, ...]
 
-    def digest(self) -> str:
-        """Compute the SHA-256 of all ids and labels, in their order: what a run learns from.
-
-        It depends on what the files say, the template and the tokenizer, and neither on the files'
-        names and dates nor on the versions of libraries.
-        """
-        content = hashlib.sha256()
-        for rows in filter(None, (self.train, self.evaluation)):
-            for name in rows.column_names:
-                content.update(f"{name} {len(rows)} ".encode())
-                for batch in rows.with_format("arrow").iter(_BATCH):
-                    lists = batch[name].combine_chunks()
-                    content.update(lists.value_lengths().to_numpy().tobytes())
-                    content.update(lists.flatten().to_numpy().tobytes())
-        return content.hexdigest()
-
 
 def load(recipe: Recipe, tokenizer: BaichuanTokenizer) -> Splits:
     """Prepare all rows. Of several processes, let one be first: the others read its result.
@@ -124,12 +106,13 @@ def _read(sources: Sequence[Source], recipe: Recipe, notices: list[str]) -> Data
     parts = []
     for source in sources:
         if source.others:
+            more = ", ..." if len(source.others) > _SHOWN else ""
             notices.append(
                 translate(
                     "Of {name!r} the split {split!r} is read; not read: {others}.",
                     name=source.name,
                     split=source.split,
-                    others=", ".join(file.name for file in source.others),
+                    others=", ".join(file.name for file in source.others[:_SHOWN]) + more,
                 )
             )
         rows = _generated(source, recipe)
@@ -141,7 +124,8 @@ def _read(sources: Sequence[Source], recipe: Recipe, notices: list[str]) -> Data
 
 def _generated(source: Source, recipe: Recipe) -> Dataset:
     """Read one data set; what is wrong with a row stands in its column `problem`."""
-    stamps: list[Any] = [(str(file), _file_digest(file)) for file in source.files]
+    # By content: size and date can stay as they were (cp -p, rsync).
+    stamps: list[Any] = [(str(file), _digest(file)) for file in source.files]
     if source.hub:
         stamps.append(hub_dataset(source)._fingerprint)  # of what the hub has now
     if recipe.data.overwrite_cache:
@@ -166,16 +150,11 @@ def _generated(source: Source, recipe: Recipe) -> Dataset:
         ) from error
 
 
-def _file_digest(file: Path) -> str:
-    """Compute the SHA-256 of a file. Its size and date can stay as they were (cp -p, rsync)."""
-    digest = hashlib.sha256()
+def _digest(file: Path) -> str:
     try:
-        with file.open("rb") as content:
-            while part := content.read(_READ_AT_ONCE):
-                digest.update(part)
+        return file_digest(file)
     except OSError as error:
         raise DataError("{file} cannot be read: {reason}.", file=file, reason=error) from error
-    return digest.hexdigest()
 
 
 def _checked_rows(source: Source, stage: list[str], **_: object) -> Iterator[dict[str, Any]]:

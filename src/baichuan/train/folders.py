@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ _WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "train": ("train", "training"),
 }
+#: How the hub names the files of a split.
+_SHARD = re.compile(r"(.+)-\d+-of-\d+\b")
 
 
 class Found(NamedTuple):
@@ -58,7 +60,7 @@ def find_files(path: Path, splits: Sequence[str], *, named: bool) -> Found:
     groups = _groups(path)
     if (path.is_file() or (path / _STATE).is_file()) and (not named or "train" in splits):
         splits = list(groups)
-    split = next((name for name in splits if name in groups), None)
+    split = _chosen(splits, groups)
     if split is None:
         raise DataError(
             "{path} has no split {split!r}; it has {present}. Name one as 'split' in "
@@ -69,6 +71,15 @@ def find_files(path: Path, splits: Sequence[str], *, named: bool) -> Found:
         )
     others = [file for name, files in groups.items() if name != split for file in files]
     return Found(split, tuple(groups[split]), tuple(others))
+
+
+def _chosen(splits: Sequence[str], groups: Collection[str]) -> str | None:
+    """Return the first split that is there, by its name or by the only name with its word."""
+    for split in splits:
+        alike = [split] if split in groups else [g for g in groups if _split_of(g) == split]
+        if alike:
+            return alike[0] if len(alike) == 1 else None
+    return None
 
 
 def _readable(path: Path) -> Path:
@@ -84,7 +95,7 @@ def _readable(path: Path) -> Path:
 def _groups(path: Path) -> Mapping[str, Sequence[Path]]:
     """Return the files of a file or folder by split."""
     if path.is_file():
-        return {_split_of(path.name) or "train": [_readable(path)]}
+        return {_name_of_split(path.name) or "train": [_readable(path)]}
     if (path / _SPLITS).is_file():
         names = _read(path / _SPLITS, "splits")
         return {str(name): list(_saved(path / str(name))) for name in names}
@@ -94,7 +105,7 @@ def _groups(path: Path) -> Mapping[str, Sequence[Path]]:
     for file in _files(path):
         # A folder's name counts where the file's own says nothing: train/rows.json.
         place = file.relative_to(path)
-        split = next(filter(None, map(_split_of, reversed(place.parts))), None)
+        split = next(filter(None, map(_name_of_split, reversed(place.parts))), None)
         groups.setdefault(split or "train", []).append(file)
     if not groups:
         raise DataError(
@@ -115,6 +126,13 @@ def _files(folder: Path) -> Iterator[Path]:
     for inner in entries:
         if inner.is_dir() and (inner.name == "data" or _split_of(inner.name)):
             yield from _files(inner)
+
+
+def _name_of_split(name: str) -> str | None:
+    """Return the split of a file or folder; of a shard its own name of it: train_sft-00-of-09."""
+    split = _split_of(name)
+    shard = _SHARD.match(name)
+    return shard[1] if split and shard and _split_of(shard[1]) else split
 
 
 def _split_of(name: str) -> str | None:

@@ -195,22 +195,18 @@ def test_an_adapter_knows_its_model(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("base", "error"),
-    [
-        ("/on/another/machine/base", CheckpointError),
-        ("base", CheckpointError),
-        ("models/base", DownloadError),  # a relative path looks like a name on the hub
-    ],
+    "base",
+    ["/on/another/machine/base", "base", "models/base"],  # the last as on the hub
 )
 @pytest.mark.parametrize("bits", [None], indirect=True)
-def test_a_model_that_is_not_here_is_said_to_be_the_adapters(source, tmp_path, base, error):
+def test_a_model_that_is_not_here_is_said_to_be_the_adapters(source, tmp_path, base):
     adapter = adapter_for(source, tmp_path)
     file = adapter / "adapter_config.json"
     settings = json.loads(file.read_text())
     file.write_text(json.dumps({**settings, "base_model_name_or_path": base}))
     said = rf"{base}'(?s:.*)adapter_config.json says as base_model_name_or_path (?s:.*) --model"
-    with pytest.raises(error, match=said):
+    with pytest.raises(DownloadError, match=said):
         load(adapter=adapter, local_files_only=True)
-    with pytest.raises(CheckpointError, match=r"adapter_config.json says as base_model"):
+    with pytest.raises(DownloadError, match=r"adapter_config.json says as base_model"):
         file.write_text(json.dumps({**settings, "base_model_name_or_path": "/not/here"}))
         run_merge(adapter, tmp_path / "merged", None)

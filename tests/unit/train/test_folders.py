@@ -65,6 +65,19 @@ def test_a_folder_without_the_split_is_refused(folder):
         find_files(root, TRAINING, named=False)
 
 
+def test_shards_name_their_split(folder):
+    kinds = ("train_sft", "train_gen", "test_sft")
+    root = folder(*(f"{kind}-{n:05}-of-00002.parquet" for kind in kinds for n in range(2)))
+    found = find_files(root, ("train_sft",), named=True)
+    shards = [f"train_sft-{n:05}-of-00002.parquet" for n in range(2)]
+    assert names_of(root, found.files) == shards
+    assert len(found.others) == 4
+    assert find_files(root, EVALUATION, named=False).split == "test_sft"  # the only one of tests
+    assert find_files(root / shards[0], ("train_sft",), named=True).files == (root / shards[0],)
+    with pytest.raises(DataError, match="no split 'train'; it has test_sft, train_gen, train_sft"):
+        find_files(root, TRAINING, named=False)
+
+
 def test_a_file_is_its_own_split_unless_the_registry_names_another(folder):
     root = folder("test.json")
     for splits, named in ((TRAINING, False), (TRAINING, True), (("test",), True)):
