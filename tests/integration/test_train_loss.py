@@ -48,9 +48,7 @@ def plain_loss(network, table, smoothing=0.0):
     for row in table:
         targets = torch.tensor(row["labels"])[1:]
         logits = network(torch.tensor([row["input_ids"]])).logits[0, :-1]
-        total = total + F.cross_entropy(
-            logits, targets, reduction="sum", label_smoothing=smoothing
-        )
+        total = total + F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         count += int((targets != -100).sum())
     return total / count
 
@@ -83,9 +81,7 @@ def test_loss_and_step_are_those_of_plain_torch(flags, small, tmp_path, option):
     loss.backward()
     assert logged(tmp_path / "out", "loss") == pytest.approx([loss.item()], abs=1e-4)
     after, _ = load(tmp_path / "out")
-    for (name, weight), stepped in zip(
-        network.named_parameters(), after.parameters(), strict=True
-    ):
+    for (name, weight), stepped in zip(network.named_parameters(), after.parameters(), strict=True):
         wanted = weight - weight.grad
         torch.testing.assert_close(stepped, wanted, atol=2e-5, rtol=1e-4, msg=name)
 
