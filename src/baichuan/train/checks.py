@@ -5,7 +5,6 @@ Every flag of transformers' TrainingArguments works, is checked here, or is refu
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -264,13 +263,6 @@ _RULES = (
         lambda r: UsageError(
             "--{flag} does not go with --stage dpo; leave it out.",
             flag=_of_rows_alone(r.training),
-        ),
-    ),
-    _Rule(
-        lambda r: bool(r.training.fsdp) and "RANK" not in os.environ,
-        lambda _: UsageError(
-            "--fsdp spreads weights among processes; start them by "
-            "`torchrun --nproc_per_node 2 -m baichuan.cli.train` and the same flags."
         ),
     ),
     _Rule(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,6 +54,11 @@ def _train(recipe: Recipe, say: Say) -> None:
     training = recipe.training
     for notice in recipe.notices:
         say(notice)
+    if training.fsdp and "RANK" not in os.environ:
+        raise UsageError(
+            "--fsdp spreads weights among processes; start them by "
+            "`torchrun --nproc_per_node 2 -m baichuan.cli.train` and the same flags."
+        )
     deepspeed.check_agreement(training)
     if recipe.method.plot_loss:
         require_picture()

@@ -194,7 +194,6 @@ def test_files_that_are_no_recipe(tmp_path, content, problem):
         (["--eval_on_start"], "--eval_on_start needs something to evaluate on"),
         (["--do_train", "false"], "--do_train false leaves nothing to do"),
         (["--save_strategy", "best", "--val_size", "1"], "--save_strategy best saves what"),
-        (["--fsdp"], "--fsdp spreads weights among processes; start them by `torchrun"),
         (["--fsdp_config", '{"x": 1}'], "--fsdp_config has no effect without --fsdp"),
         (["--pref_loss", "orpo"], "pref_loss is 'orpo'; allowed is one of sigmoid, hinge, ipo"),
         (["--pref_loss", "typo"], "pref_loss is 'typo'; allowed"),
