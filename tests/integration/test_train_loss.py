@@ -1,6 +1,7 @@
 """The loss of a training against torch's cross entropy of one row at a time, for every option."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -111,6 +112,24 @@ def test_the_evaluation_loss_does_not_depend_on_the_batches(
     with torch.no_grad():
         wanted = plain_loss(network, table, smoothing).item()
     assert logged(tmp_path / "out", "eval_loss")[0] == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("batches", [["8", "1"], ["2", "4"]])
+def test_preferences_begin_at_log_2_beside_the_answers_own_loss(
+    flags, small, pairs, tmp_path, batches
+):
+    more = ["--stage", "dpo", "--dataset", str(pairs), "--pref_ftx", "0.5"]
+    more += ["--per_device_train_batch_size", batches[0]]
+    more += ["--gradient_accumulation_steps", batches[1]]
+    run(parse([*flags, *more]))
+    network, tokenizer = load(small)
+    table = [
+        {"input_ids": row["chosen_input_ids"], "labels": row["chosen_labels"]}
+        for row in load_rows(parse([*flags, *more]), tokenizer).train
+    ]
+    with torch.no_grad():
+        wanted = math.log(2) + 0.5 * plain_loss(network, table).item()
+    assert logged(tmp_path / "out", "loss") == pytest.approx([wanted], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", [BaichuanForCausalLM, BaiChuanForCausalLM])
