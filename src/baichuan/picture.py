@@ -55,16 +55,20 @@ def families() -> list[str]:
 def readable(text: str) -> str:
     """Return a text in the characters that the fonts have.
 
-    Others lose their accents, or become escapes such as \\u4f60.
+    Others lose their accents, or become escapes such as \\u4f60. A dollar begins no formula.
     """
-    glyphs = _glyphs()
-    return "".join(c if ord(c) in glyphs else _plain(c) for c in text)
+    return _with_glyphs(text).replace("$", r"\$")
 
 
 def label(text: str) -> str:
     """Return a `phrase` in the user's language if the fonts have its characters, else as it is."""
     translated = translate(text)
-    return translated if readable(translated) == translated else text
+    return translated if _with_glyphs(translated) == translated else text
+
+
+def _with_glyphs(text: str) -> str:
+    glyphs = _glyphs()
+    return "".join(c if ord(c) in glyphs else _plain(c) for c in text)
 
 
 def _glyphs() -> set[int]:

@@ -71,9 +71,9 @@ def train(launcher, flags, out, tmp_path):
     return losses(out)
 
 
-def losses(out):
+def losses(out, name="loss"):
     state = json.loads((out / "trainer_state.json").read_text())
-    return [record["loss"] for record in state["log_history"] if "loss" in record]
+    return [record[name] for record in state["log_history"] if name in record]
 
 
 @pytest.mark.slow
@@ -109,11 +109,16 @@ def test_two_processes_lose_what_one_loses(flags, tmp_path, way, method):
         pytest.importorskip("deepspeed")
     if way == "zero3":
         more = ["--deepspeed", str(zero3(tmp_path))]
-    flags += ["--finetuning_type", method]
+    flags += ["--finetuning_type", method, "--label_smoothing_factor", "0.1"]
+    flags += ["--eval_dataset", flags[3], "--eval_strategy", "epoch"]
+    flags += ["--per_device_eval_batch_size", "5"]  # the last batch of each process is no whole one
     alone = train(ONE, [*flags, "--per_device_train_batch_size", "4"], tmp_path / "one", tmp_path)
     shared = [*flags, *more, "--per_device_train_batch_size", "2", "--save_strategy", "steps"]
     two = tmp_path / "two"
     assert train(launcher, shared, two, tmp_path) == pytest.approx(alone, abs=1e-3)
+    evaluated = [losses(path, "eval_loss") for path in (tmp_path / "one", two)]
+    assert len(evaluated[0]) == 1
+    assert evaluated[1] == pytest.approx(evaluated[0], abs=1e-3)
     assert (two / "checkpoint-3" / mark).exists()
     file = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}[method]
     whole, spread = (load_file(path / file) for path in (tmp_path / "one", two))
@@ -128,6 +133,25 @@ def zero3(tmp_path):
     path = tmp_path / "zero3.json"
     path.write_text(json.dumps(content))
     return path
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_not_resumed_by_one(flags, tmp_path):
+    saving = [*flags, "--save_strategy", "steps", "--save_steps", "2"]
+    out = tmp_path / "out"
+    train(TWO, [*saving, "--save_only_model", "true"], out, tmp_path)
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**record, "ended": False}))
+    for launcher, said in (
+        (ONE, "other settings (processes: 2 → 1)"),
+        (TWO, "checkpoint-3 has weights, but no optimizer.pt, scheduler.pt"),
+    ):
+        command = [*launcher, *saving, "--save_only_model", "true", "--output_dir", str(out)]
+        done = subprocess.run(
+            command, env=environment(tmp_path), capture_output=True, text=True, timeout=LIMIT
+        )
+        assert done.returncode != 0
+        assert said in done.stderr and "Traceback" not in done.stderr.partition("baichuan:")[0]
 
 
 @pytest.mark.slow

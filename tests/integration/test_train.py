@@ -185,6 +185,26 @@ def test_evaluation_best_model_and_curve(command, tmp_path):
     assert any("tokens_per_second" in record for record in state["log_history"])
 
 
+def test_rows_for_evaluation_are_evaluated(command, small, tmp_path, capsys):
+    """After each epoch, at the end if that was asked for, and alone; never silently not."""
+    out = tmp_path / "out"
+
+    def evaluated():
+        history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+        return [record["step"] for record in history if "eval_loss" in record]
+
+    train(command, "--do_train", "--do_eval", "--val_size", "4", "--max_steps", "5")
+    assert evaluated() == [4, 5]  # eight rows in batches of two
+    capsys.readouterr()
+    again = [*command, "--overwrite_output_dir", "--val_size", "4", "--eval_strategy", "no"]
+    train(again)
+    assert "4 rows for evaluation were not used: --eval_strategy no." in capsys.readouterr().err
+    train(again, "--do_train", "--do_eval")
+    assert "eval_loss: " in capsys.readouterr().err
+    train(command, "--do_eval", "--val_size", "4", "--overwrite_output_dir")
+    assert "eval_loss: " in capsys.readouterr().err
+
+
 def test_going_on_gives_the_weights_of_an_undisturbed_run(command, tmp_path, capsys):
     saving = ["--save_strategy", "steps", "--save_steps", "2", "--lora_dropout", "0.1"]
     train(command, *saving, "--max_steps", "6")
@@ -256,6 +276,10 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(command, tmp_path):
 
 
 def test_what_cannot_be_trained_is_said(command, small, tmp_path):
+    with pytest.raises(UsageError, match="--fsdp spreads weights among processes; start them by"):
+        train(command, "--fsdp")
+    with pytest.raises(UsageError, match="fewer than 99 rows, and there are 12 rows"):
+        train(command, "--dataloader_drop_last", "--per_device_train_batch_size", "99")
     with pytest.raises(UsageError, match=r"q_proj; there are .*W_pack"):
         train(command, "--lora_target", "q_proj,W_pack")
     with pytest.raises(UsageError, match=r"this model has 2 layers: give 1 to 2"):

@@ -1,6 +1,7 @@
 """The loss of a training against torch's cross entropy of one row at a time, for every option."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -48,9 +49,7 @@ def plain_loss(network, table, smoothing=0.0):
     for row in table:
         targets = torch.tensor(row["labels"])[1:]
         logits = network(torch.tensor([row["input_ids"]])).logits[0, :-1]
-        total = total + F.cross_entropy(
-            logits, targets, reduction="sum", label_smoothing=smoothing
-        )
+        total = total + F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         count += int((targets != -100).sum())
     return total / count
 
@@ -83,9 +82,7 @@ def test_loss_and_step_are_those_of_plain_torch(flags, small, tmp_path, option):
     loss.backward()
     assert logged(tmp_path / "out", "loss") == pytest.approx([loss.item()], abs=1e-4)
     after, _ = load(tmp_path / "out")
-    for (name, weight), stepped in zip(
-        network.named_parameters(), after.parameters(), strict=True
-    ):
+    for (name, weight), stepped in zip(network.named_parameters(), after.parameters(), strict=True):
         wanted = weight - weight.grad
         torch.testing.assert_close(stepped, wanted, atol=2e-5, rtol=1e-4, msg=name)
 
@@ -115,6 +112,24 @@ def test_the_evaluation_loss_does_not_depend_on_the_batches(
     with torch.no_grad():
         wanted = plain_loss(network, table, smoothing).item()
     assert logged(tmp_path / "out", "eval_loss")[0] == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("batches", [["8", "1"], ["2", "4"]])
+def test_preferences_begin_at_log_2_beside_the_answers_own_loss(
+    flags, small, pairs, tmp_path, batches
+):
+    more = ["--stage", "dpo", "--dataset", str(pairs), "--pref_ftx", "0.5"]
+    more += ["--per_device_train_batch_size", batches[0]]
+    more += ["--gradient_accumulation_steps", batches[1]]
+    run(parse([*flags, *more]))
+    network, tokenizer = load(small)
+    table = [
+        {"input_ids": row["chosen_input_ids"], "labels": row["chosen_labels"]}
+        for row in load_rows(parse([*flags, *more]), tokenizer).train
+    ]
+    with torch.no_grad():
+        wanted = math.log(2) + 0.5 * plain_loss(network, table).item()
+    assert logged(tmp_path / "out", "loss") == pytest.approx([wanted], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", [BaichuanForCausalLM, BaiChuanForCausalLM])

@@ -35,7 +35,10 @@ def adapter(small, tmp_path):
     ("flags", "problem"),
     [
         ("--bits 4 --additional_target lm_head", "lm_head includes lm_head, which is quantized"),
-        ("--bits 8 --additional_target mlp", r"mlp includes model.layers.0.mlp.\w+, which is quant"),
+        (
+            "--bits 8 --additional_target mlp",
+            r"mlp includes model.layers.0.mlp.\w+, which is quant",
+        ),
         ("--bits 3 --additional_target norm,W_pack", "W_pack, which is quantized"),
         ("--bits 4 --lora_target q_proj", "q_proj; there are W_pack"),
         ("--additional_target act_fn", "--additional_target names act_fn; there are"),
@@ -55,7 +58,7 @@ def test_what_is_not_quantized_learns_beside_it(command, small, tmp_path, name):
     out = tmp_path / "out"
     learned = load_file(out / "adapter_model.safetensors")
     (key,) = (key for key in learned if key.endswith(f"model.model.{name}.weight"))
-    beside, tokenizer = load(adapter=out, bits=4)
+    beside, _ = load(adapter=out, bits=4)
     before = load(small, bits=4)[0].get_submodule(f"model.{name}").weight
     assert not torch.equal(learned[key], before)
     assert torch.equal(beside.get_submodule(f"model.{name}").weight, learned[key])

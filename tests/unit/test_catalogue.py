@@ -38,6 +38,9 @@ PHRASES = {
     ("engine/sampling.py", "allowed"),
     ("kernels/native.py", "reason"),
     ("errors.py", "template"),
+    ("picture.py", "text"),
+    ("train/checks.py", "reason"),
+    ("train/resume.py", "_CHANGED[name]"),
     ("train/arguments.py", "kind"),
     ("web/sidebar.py", "label"),
 }

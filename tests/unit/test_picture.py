@@ -2,7 +2,7 @@
 
 import pytest
 
-matplotlib = pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
@@ -27,7 +27,7 @@ def test_a_chinese_font_is_put_behind_the_latin_one(monkeypatch):
     assert families() == ["DejaVu Sans", "Noto Sans CJK SC"]
 
 
-@pytest.mark.parametrize("text", ["模型", "한국어", "क", "🙂"])
+@pytest.mark.parametrize("text", ["模型", "한국어", "क", "🙂", "5$ and $x^$"])
 def test_any_text_is_drawn_without_a_warning(tmp_path, text):
     with fonts():
         figure = Figure()

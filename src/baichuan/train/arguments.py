@@ -74,6 +74,7 @@ _NEEDLESS = {
     "length_column_name",
     "logging_nan_inf_filter",
     "prediction_loss_only",
+    "ddp_broadcast_buffers",
     "local_rank",  # of the launchers; torch reads it from the environment
 }
 #: The two lengths of 2023, which `cutoff_len` bounds together, with what they were by default.

@@ -5,7 +5,6 @@ Every flag of transformers' TrainingArguments works, is checked here, or is refu
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -83,13 +82,11 @@ def check(recipe: Recipe) -> None:
 
 def _check_values(training: TrainingArguments) -> None:
     """Check each flag by itself."""
-    defaults = {f.name: f for f in fields(TrainingArguments)}
+    # The only default that is made anew is an empty list.
+    usual = {f.name: [] if f.default is MISSING else f.default for f in fields(TrainingArguments)}
     for name, reason in REFUSED.items():
-        field, given = defaults.get(name), getattr(training, name, None)
-        if field is None:
-            continue
-        usual = field.default_factory() if field.default is MISSING else field.default
-        if given != usual and not (given is False and usual is None):
+        given = getattr(training, name, None)
+        if name in usual and given != usual[name]:
             raise UsageError(
                 "--{name} cannot be used here: {reason}. Leave it out.",
                 name=name,
@@ -99,7 +96,10 @@ def _check_values(training: TrainingArguments) -> None:
         given = getattr(training, name)
         if given is not None and given < least:
             raise UsageError(
-                "{name} is {given}; allowed is {least} or more.", name=name, given=given, least=least
+                "{name} is {given}; allowed is {least} or more.",
+                name=name,
+                given=given,
+                least=least,
             )
     if training.metric_for_best_model not in METRICS:
         raise UsageError(
@@ -157,8 +157,6 @@ class _Rule:
     error: Callable[[Recipe], UsageError]
 
 
-
-
 def _trains(recipe: Recipe) -> bool:
     return not recipe.task.plan
 
@@ -177,7 +175,7 @@ def _of_rows_alone(training: TrainingArguments) -> str:
         return "label_smoothing_factor"
     if training.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
         return "train_sampling_strategy"
-    return "include_num_input_tokens_seen" * (training.include_num_input_tokens_seen != "no")
+    return "" if training.include_num_input_tokens_seen == "no" else "include_num_input_tokens_seen"
 
 
 _RULES = (
@@ -265,13 +263,6 @@ _RULES = (
         lambda r: UsageError(
             "--{flag} does not go with --stage dpo; leave it out.",
             flag=_of_rows_alone(r.training),
-        ),
-    ),
-    _Rule(
-        lambda r: bool(r.training.fsdp) and "RANK" not in os.environ,
-        lambda _: UsageError(
-            "--fsdp spreads weights among processes; start them by "
-            "`torchrun --nproc_per_node 2 -m baichuan.cli.train` and the same flags."
         ),
     ),
     _Rule(

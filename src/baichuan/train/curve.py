@@ -20,6 +20,8 @@ _NAME = "training_loss"
 _WIDTH = 1 / 30
 #: Points from which a curve is smoothed, and points of the smoothed line.
 _LONG, _DRAWN = 20, 400
+_TITLE, _STEPS = phrase("Training loss"), phrase("optimizer step")
+_SMOOTHED = phrase("smoothed")
 _UNITS = {
     "sft": phrase("loss (nats per token)"),
     "pt": phrase("loss (nats per token)"),
@@ -84,10 +86,10 @@ def draw(curves: Mapping[str, Points], name: str, unit: str) -> Figure:
         mark = "" if long else "o"
         axes.plot(steps, losses, mark + "-", color=colour, alpha=0.3 if long else 1, label=shown)
         if long:
-            smooth = f"{shown}, {label(phrase('smoothed'))}"
+            smooth = f"{shown}, {label(_SMOOTHED)}"
             axes.plot(*smoothed(curve), color=colour, label=smooth)
-    axes.set_title(f"{label(phrase('Training loss'))}: {readable(name)}", fontsize=10, wrap=True)
-    axes.set_xlabel(label(phrase("optimizer step")))
+    axes.set_title(f"{label(_TITLE)}: {readable(name)}", fontsize=10, wrap=True)
+    axes.set_xlabel(label(_STEPS))
     axes.set_ylabel(label(unit))
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from baichuan.digest import checkpoint_digest
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.files import write_at_one_stroke
-from baichuan.language import translate
+from baichuan.language import phrase, translate
 from baichuan.train.trainer import UNFINISHED
 from baichuan.weights import read_headers
 
@@ -44,6 +44,13 @@ _DECIDING = (
 )
 #: What the optimizer's saved state brings back, whatever the flags say.
 _RESTORED = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+#: What is said of each of the `inputs` of a run.
+_CHANGED = {
+    "model": phrase("the model changed since"),
+    "adapter": phrase("the adapter changed since"),
+    "training_rows": phrase("the training rows changed since"),
+    "evaluation_rows": phrase("the evaluation rows changed since"),
+}
 #: Rows that are hashed at once.
 _BATCH = 1000
 
@@ -112,9 +119,9 @@ def _other_run(output: Path, last: Path | None, changed: list[str]) -> UsageErro
 
 def inputs(recipe: Recipe, directory: Path, splits: Splits) -> dict[str, str]:
     """Return digests of the rows and of the weights that a run begins with, by content."""
-    given = {"model": checkpoint_digest(directory), "training rows": rows_digest(splits.train)}
+    given = {"model": checkpoint_digest(directory), "training_rows": rows_digest(splits.train)}
     if splits.evaluation is not None:
-        given["evaluation rows"] = rows_digest(splits.evaluation)
+        given["evaluation_rows"] = rows_digest(splits.evaluation)
     if recipe.model.adapter_name_or_path is not None:
         given["adapter"] = checkpoint_digest(recipe.model.adapter_name_or_path)
     return given
@@ -143,7 +150,7 @@ def check_inputs(recipe: Recipe, checkpoint: Path, given: Mapping[str, str]) -> 
     earlier = _read(checkpoint.parent) or {}
     before = earlier.get("inputs", {})
     changed = [
-        translate("the {name} changed since", name=name.replace("_", " "))
+        translate(_CHANGED[name])
         for name, digest in given.items()
         if before.get(name, digest) != digest
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,9 +54,7 @@ def _train(recipe: Recipe, say: Say) -> None:
     training = recipe.training
     for notice in recipe.notices:
         say(notice)
-    deepspeed.check_agreement(training)
-    if recipe.method.plot_loss:
-        require_picture()
+    _check_start(recipe)
     checkpoint = resume.starting_point(recipe)
     training.distributed_state.wait_for_everyone()  # before anything is written there
     if checkpoint is not None:
@@ -78,12 +77,32 @@ def _train(recipe: Recipe, say: Say) -> None:
             resume.begin(recipe, checkpoint, given)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         _finish(recipe, trainer, say)
+    _evaluate(trainer, say)
+
+
+def _evaluate(trainer: Trainer, say: Say) -> None:
+    """Evaluate where the training did not; say where nothing does."""
+    training, rows = trainer.args, trainer.eval_dataset
     if training.do_eval and (training.eval_strategy == "no" or not training.do_train):
         for name, value in trainer.evaluate().items():
             say(f"{name}: {value:.6g}")
-    elif training.eval_strategy == "no" and splits.evaluation is not None:
-        rows = len(splits.evaluation)
-        say(translate("{rows} rows for evaluation were not used: --eval_strategy no.", rows=rows))
+    elif training.eval_strategy == "no" and rows is not None:
+        unused = translate(
+            "{rows} rows for evaluation were not used: --eval_strategy no.", rows=len(rows)
+        )
+        say(unused)
+
+
+def _check_start(recipe: Recipe) -> None:
+    """Check what only the start of a run shows: its processes, DeepSpeed's file, matplotlib."""
+    if recipe.training.fsdp and "RANK" not in os.environ:
+        raise UsageError(
+            "--fsdp spreads weights among processes; start them by "
+            "`torchrun --nproc_per_node 2 -m baichuan.cli.train` and the same flags."
+        )
+    deepspeed.check_agreement(recipe.training)
+    if recipe.method.plot_loss:
+        require_picture()
 
 
 def _inputs(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import fields
 
 import pytest
+from transformers import TrainingArguments
 
 from baichuan.errors import UsageError
-from baichuan.train.arguments import parse
+from baichuan.train.arguments import _NEEDLESS, parse
+from baichuan.train.checks import LEAST, REFUSED
 
 #: The original README's two commands, without the words that start them.
 README = shlex.split("""
@@ -191,7 +194,6 @@ def test_files_that_are_no_recipe(tmp_path, content, problem):
         (["--eval_on_start"], "--eval_on_start needs something to evaluate on"),
         (["--do_train", "false"], "--do_train false leaves nothing to do"),
         (["--save_strategy", "best", "--val_size", "1"], "--save_strategy best saves what"),
-        (["--fsdp"], "--fsdp spreads weights among processes; start them by `torchrun"),
         (["--fsdp_config", '{"x": 1}'], "--fsdp_config has no effect without --fsdp"),
         (["--pref_loss", "orpo"], "pref_loss is 'orpo'; allowed is one of sigmoid, hinge, ipo"),
         (["--pref_loss", "typo"], "pref_loss is 'typo'; allowed"),
@@ -218,3 +220,31 @@ def test_mistakes_are_sentences(words, problem):
 def test_without_data():
     with pytest.raises(UsageError, match=r"No data: give --dataset.*registry .data.dataset_info"):
         parse(["--output_dir", "out"])
+
+
+#: What transformers does with a flag as it says, in every training here.
+WORKING = """
+output_dir num_train_epochs max_steps lr_scheduler_type lr_scheduler_kwargs warmup_steps optim
+optim_args optim_target_modules weight_decay adam_beta1 adam_beta2 adam_epsilon bf16 fp16
+bf16_full_eval fp16_full_eval tf32 activation_checkpointing activation_checkpointing_kwargs
+gradient_checkpointing gradient_checkpointing_kwargs torch_compile torch_compile_backend
+torch_compile_mode torch_empty_cache_steps auto_find_batch_size logging_strategy logging_steps
+logging_first_step log_on_each_node include_num_input_tokens_seen log_level log_level_replica
+disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
+eval_strategy eval_steps eval_delay eval_on_start eval_use_gather_object eval_accumulation_steps
+save_only_model save_strategy save_steps save_on_each_node save_total_limit load_best_model_at_end
+metric_for_best_model greater_is_better ignore_data_skip restore_callback_states_from_checkpoint
+full_determinism seed data_seed use_cpu accelerator_config average_tokens_across_devices
+dataloader_drop_last dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+dataloader_multiprocessing_context dataloader_in_order train_sampling_strategy
+ddp_find_unused_parameters ddp_bucket_cap_mb ddp_static_graph ddp_backend
+ddp_timeout fsdp fsdp_config deepspeed debug skip_memory_metrics do_train do_eval
+resume_from_checkpoint
+"""
+
+
+def test_each_flag_of_transformers_is_decided():
+    """It works as transformers says, is bounded, is refused, or has no effect and says so."""
+    decided = {*WORKING.split(), *REFUSED, *LEAST, *_NEEDLESS}
+    assert {field.name for field in fields(TrainingArguments)} <= decided
+    assert not REFUSED.keys() & {*WORKING.split(), *LEAST, *_NEEDLESS}
