@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,7 @@ def plant(home, name, messages, system=None):
     """Put a conversation on the disk, each letter of it."""
     file = home / "baichuan" / "conversations" / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    turns = zip(("user", "assistant"), messages, strict=False)
+    turns = zip(cycle(("user", "assistant")), messages, strict=False)
     content = [{"role": role, "content": text} for role, text in turns]
     file.write_text(json.dumps({"system": system, "messages": content}))
     return f"/?c={name}"
@@ -207,6 +208,131 @@ def test_chinese(chromium, address):
     tab.page.reload()
     tab.expect(tab.button("Clear")).to_be_visible()
     tab.context.close()
+
+
+LONG = ["question\n\n" * 8, "answer\n\n" * 40] * 3
+
+#: Whether the end of the last such element is above the buttons at the bottom, and not scrolled by.
+IN_VIEW = """selector => {
+    const end = [...document.querySelectorAll(selector)].at(-1).getBoundingClientRect().bottom;
+    const bottom = document.querySelector("[data-testid=stBottom]").getBoundingClientRect().top;
+    return 0 < end && end <= bottom;
+}"""
+MESSAGE, ALERT = "[data-testid=stChatMessage]", "[role=alert]"
+
+
+def wait_in_view(tab, selector):
+    tab.page.wait_for_function(IN_VIEW, arg=selector)
+
+
+def scroll_up(tab):
+    """Turn the wheel until something else is shown; give where the page stands then."""
+    main = tab.page.locator("#stMain")
+    main.hover(position={"x": 300, "y": 200})
+    for _ in range(10):
+        tab.page.mouse.wheel(0, -150)
+        tab.page.wait_for_timeout(50)
+    tab.page.wait_for_timeout(500)
+    assert not tab.page.evaluate(IN_VIEW, MESSAGE)
+    return main.evaluate("main => main.scrollTop")
+
+
+def test_the_page_shows_what_is_new(chromium, endless, tmp_path):
+    tab = Tab(chromium, endless)
+    tab.page.get_by_text("Export and import").click()
+    long = tmp_path / "long.json"
+    turns = zip(cycle(("user", "assistant")), LONG, strict=False)
+    long.write_text(json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}))
+    tab.choose_file(long)
+    tab.expect(tab.messages).to_have_count(len(LONG))
+    wait_in_view(tab, MESSAGE)
+
+    scroll_up(tab)
+    set_most_tokens(tab, 100_000)
+    tab.ask("hello")
+    tab.expect(tab.messages).to_have_count(len(LONG) + 2)
+    for height in (200, 1000, 2000):  # the answer grows beyond the screen
+        tab.page.wait_for_function(
+            "([s, height]) => [...document.querySelectorAll(s)].at(-1).clientHeight > height",
+            arg=[MESSAGE, height],
+        )
+        wait_in_view(tab, MESSAGE)
+    before = scroll_up(tab)  # whoever reads is left alone
+    tab.page.wait_for_timeout(1000)
+    assert tab.page.locator("#stMain").evaluate("main => main.scrollTop") == before
+
+    tab.click("Stop")
+    tab.expect(tab.button("Regenerate")).to_be_enabled()
+    set_most_tokens(tab, 1_000_000, opened=True)
+    tab.ask("too much")
+    tab.expect(tab.page.get_by_role("alert")).to_contain_text("leaves no room")
+    wait_in_view(tab, ALERT)
+    scroll_up(tab)
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    tab.choose_file(broken)
+    tab.expect(tab.page.get_by_role("alert")).to_contain_text("no saved conversation")
+    wait_in_view(tab, ALERT)
+    tab.context.close()
+
+
+def test_what_is_suggested_is_answered(tab):
+    for locale, words in (("en", ("demo", "K2", "water")), ("zh", ("演示", "乔戈里峰", "水"))):
+        tab.open(f"{tab.address}/?lang={locale}")
+        for number, word in enumerate(words):
+            tab.page.locator(".st-key-suggestions button").nth(number).click()
+            tab.expect(tab.messages).to_have_count(2)
+            tab.expect(tab.messages.last).to_contain_text(word)
+            tab.page.locator(".st-key-new button").click()
+            tab.expect(tab.messages).to_have_count(0)
+
+
+@pytest.mark.parametrize("clipboard", [True, False], ids=["clipboard", "address without one"])
+def test_copy(chromium, address, home, clipboard):
+    tab = Tab(chromium, address)
+    if not clipboard:
+        tab.context.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: null})")
+    texts = ["</script>\n*one*", 'two "**2**"\\\n<b>']
+    tab.open(address + plant(home, "0123456789abcdc0", texts))
+    for number in (0, 1, 1):
+        tab.page.locator(f".st-key-copy-{number} button").first.click()
+        tab.page.locator("[data-test-script-state=notRunning]").wait_for()
+        tab.page.wait_for_timeout(300)
+        tab.input.fill("")
+        tab.input.press("Control+V")
+        tab.expect(tab.input).to_have_value(texts[number])
+    assert tab.trouble == []
+    tab.context.close()
+
+
+def test_delete_and_undo(tab, home):
+    one = plant(home, "0123456789abcdd1", ["about kingfishers", "They dive."])
+    plant(home, "0123456789abcdd2", ["about wrens", "They hide."])
+    tab.open(tab.address + one)
+    before = saved(home)["0123456789abcdd2"]
+    tab.page.locator(".st-key-delete-0123456789abcdd2 button").first.click()
+    tab.expect(tab.button("about wrens")).to_have_count(0)
+    assert "0123456789abcdd2" not in saved(home)
+    tab.expect(tab.messages.last).to_contain_text("They dive.")  # still shown
+    tab.click("Undo: about wrens")
+    tab.expect(tab.button("about wrens")).to_be_visible()
+    tab.page.locator("[data-test-script-state=notRunning]").wait_for()
+    assert saved(home)["0123456789abcdd2"] == before
+    tab.page.locator(".st-key-delete-0123456789abcdd1 button").first.click()
+    tab.expect(tab.messages).to_have_count(0)
+    tab.click("Undo")
+    tab.expect(tab.messages.last).to_contain_text("They dive.")
+
+
+def test_settings_stand_above_a_long_list(tab, home):
+    for number in range(40):
+        plant(home, f"0123456789abce{number:02x}", [f"question {number}", "answer"])
+    tab.open()
+    for name in ("Settings", "Export and import", "English"):
+        tab.expect(tab.page.get_by_text(name, exact=True).first).to_be_in_viewport()
+    tab.page.get_by_test_id("stMainMenuButton").click()
+    tab.expect(tab.page.get_by_test_id("stMainMenuPopover")).to_contain_text("Print")
+    tab.expect(tab.page.get_by_text("Made with Streamlit")).not_to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -348,8 +474,9 @@ def endless(checkpoint, home):
         yield found
 
 
-def set_most_tokens(tab, most):
-    tab.page.get_by_text("Settings", exact=True).click()
+def set_most_tokens(tab, most, opened=False):
+    if not opened:
+        tab.page.get_by_text("Settings", exact=True).click()
     field = tab.page.get_by_label("Most tokens")
     field.fill(str(most))
     field.press("Enter")

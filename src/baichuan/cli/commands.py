@@ -227,7 +227,6 @@ class Terminal:
         if self._notes.is_terminal:
             self._notes.print()
 
-
     def _note_context(self, usage: Usage) -> None:
         """Say what an answer has cost, how full the context is, and what no longer fits in."""
         talk = self._conversation

@@ -180,9 +180,7 @@ def _rounds_newest_first(messages: Sequence[Message]) -> Iterator[Sequence[Messa
             end = start
 
 
-def _newest_that_fit(
-    rounds: Iterable[Iterable[list[int]]], budget: int | None
-) -> list[list[int]]:
+def _newest_that_fit(rounds: Iterable[Iterable[list[int]]], budget: int | None) -> list[list[int]]:
     """Join the turns of rounds, given newest first, until one more would exceed `budget` ids."""
     kept: list[list[int]] = []
     count = 0

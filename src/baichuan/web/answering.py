@@ -52,6 +52,7 @@ class Answer:
 
     Attributes:
         text: the answer so far.
+        dropped: how many of the oldest messages did not fit into the context.
         error: a sentence that says what went wrong, or None.
         finish_reason: why the answer ended; None while it goes on, or if it was stopped.
     """
@@ -59,6 +60,7 @@ class Answer:
     def __init__(self, asked: Transcript, reply: Reply, keep: Callable[[Transcript], None]) -> None:
         self.asked = asked
         self.text = ""
+        self.dropped = reply.dropped
         self.error: str | None = None
         self.finish_reason: str | None = None
         self._reply = reply

@@ -6,8 +6,10 @@ Knows Streamlit as a server; what is drawn is page.py's.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import App
 from streamlit.web.server.server_util import get_display_address, get_url
 
+from baichuan.errors import UsageError
 from baichuan.web.options import Options
 from baichuan.web.session import BROWSER_COOKIE, LOOPBACK, stop_all
 
@@ -74,6 +77,8 @@ _HEADERS = {
     # Else a browser looks up the hosts of links that nobody has clicked.
     "X-DNS-Prefetch-Control": "off",
 }
+#: Ports that are tried.
+_PORTS = 100
 _YEAR = 365 * 24 * 3600
 
 
@@ -127,6 +132,9 @@ def run_page(options: Options, host: str, port: int, ready: Callable[[str], None
         host: address to listen at.
         port: where; if it is taken, the next free one.
         ready: called with the page's address when a browser may come.
+
+    Raises:
+        UsageError: no port is free there.
     """
 
     @asynccontextmanager
@@ -137,10 +145,38 @@ def run_page(options: Options, host: str, port: int, ready: Callable[[str], None
         async with _lifespan(app):
             yield
 
+    port = free_port(host, port)
     # As `streamlit run page.py -- ...` would have it; the page reads them.
     sys.argv = [str(PAGE), *options.arguments()]
     app = App(PAGE, **{**PARTS, "lifespan": announced})
     app.run(config={**SETTINGS, "server.address": host, "server.port": port, **_hosts(host)})
+
+
+def free_port(host: str, port: int) -> int:
+    """Return the first free port from `port` on; 0 lets the system choose.
+
+    Streamlit looks for another by itself only where no port was given.
+
+    Raises:
+        UsageError: a hundred ports are taken, or this machine has no such address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in range(port, min(port + _PORTS, 65536)) if port else [0]:
+        with socket.socket(family) as attempt:
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            try:
+                attempt.bind((host, candidate))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    continue
+                raise UsageError(
+                    "The page cannot listen at {host}, port {port} ({reason}).",
+                    host=host,
+                    port=candidate,
+                    reason=error.strerror,
+                ) from error
+        return candidate
+    raise UsageError("Port {port} and those after it are taken; give another --port.", port=port)
 
 
 def _hosts(host: str) -> dict[str, list[str]]:

@@ -56,7 +56,13 @@ class Piece(NamedTuple):
 
 
 class Reply(Iterator[Piece], Protocol):
-    """An answer on its way; reading it waits for its pieces."""
+    """An answer on its way; reading it waits for its pieces.
+
+    Attributes:
+        dropped: how many of the oldest messages did not fit into the context.
+    """
+
+    dropped: int
 
     def cancel(self) -> None:
         """End it, from any thread."""
@@ -69,11 +75,13 @@ class Model(Protocol):
     Attributes:
         name: what the model really is, for people.
         is_demo: whether it is the small model that comes with the package.
+        context: tokens that a conversation and its answer may have together, or None if unknown.
         defaults: for each of `SETTINGS` what holds if it is not set, or None where that is unknown.
     """
 
     name: str
     is_demo: bool
+    context: int | None
     defaults: Mapping[str, Any]
 
     def answer(self, conversation: Transcript, settings: Mapping[str, Any]) -> Reply:
@@ -104,15 +112,19 @@ class LocalModel:
     def __init__(self, options: Options) -> None:
         from transformers.utils import logging
 
-        from baichuan.checkpoint.load import load, load_draft
+        from baichuan.checkpoint.load import base_of_adapter, load, load_draft
         from baichuan.engine.runner import Runner
         from baichuan.model.budget import tokens_that_fit
 
-        self.is_demo = options.model is None
+        name = options.model
+        if name is None and options.adapter is not None:
+            name = base_of_adapter(Path(options.adapter))
+        self.is_demo = name is None
         if self.is_demo:
             logging.disable_progress_bar()  # over before one sees it
         model, tokenizer = load(
-            options.model,
+            name,
+            adapter=options.adapter,
             bits=options.bits,
             huge_pages=options.huge_pages,
             dtype=options.dtype,
@@ -122,25 +134,28 @@ class LocalModel:
         if options.draft is not None:
             draft = load_draft(options.draft, tokenizer, device=options.device)
         self._model, self._tokenizer = model, tokenizer
+        self.context = model.config.context_length
         room = tokens_that_fit(model, _CONTEXTS, draft)
         self._runner = Runner(
             model.engine(tokenizer, cache_tokens=room, speculate=options.speculate, draft=draft)
         )
         _, params = model.chat_request(tokenizer, [{"role": "user", "content": ""}])
         self.defaults: Mapping[str, Any] = {name: getattr(params, name) for name in SETTINGS}
-        self.name = f"{_short(options.model or 'demo')} · {_precision(model)}"
+        adapter = "" if options.adapter is None else f" + {_short(options.adapter)}"
+        self.name = f"{_short(name or 'demo')}{adapter} · {_precision(model)}"
 
     def answer(self, conversation: Transcript, settings: Mapping[str, Any]) -> Reply:
         """Queue a request with the engine; see `Model.answer`."""
-        prompt, params = self._model.chat_request(
+        prompt, params, dropped = self._model.fitted_chat_request(
             self._tokenizer, cast(Any, _with_system(conversation)), **settings
         )
-        return _LocalReply(self._runner.submit(prompt, params))
+        return _LocalReply(self._runner.submit(prompt, params), dropped)
 
 
 class _LocalReply(Iterator[Piece]):
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, dropped: int) -> None:
         self._request = request
+        self.dropped = dropped
 
     def __next__(self) -> Piece:
         step = next(self._request)
@@ -196,6 +211,7 @@ class RemoteModel:
         self._model = models[0].id
         self.name = f"{self._model} · {base.split('://')[-1].removesuffix('/v1')}"
         self.is_demo = False
+        self.context = None
         self.defaults: Mapping[str, Any] = dict.fromkeys(SETTINGS)
 
     def answer(self, conversation: Transcript, settings: Mapping[str, Any]) -> Reply:
@@ -211,6 +227,8 @@ class RemoteModel:
 
 
 class _RemoteReply(Iterator[Piece]):
+    dropped = 0  # a server refuses what does not fit
+
     def __init__(self, client: OpenAI, base: str, request: dict[str, Any]) -> None:
         self._client, self._base, self._request = client, base, request
         self._stream: Stream[ChatCompletionChunk] | None = None

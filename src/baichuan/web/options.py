@@ -13,6 +13,7 @@ class Options:
 
     Attributes:
         model: directory or hub name of a checkpoint; None is the demo model.
+        adapter: directory of a LoRA adapter, or None.
         bits, huge_pages, dtype, device: as `baichuan.load` takes them.
         speculate: as `Engine` takes it.
         draft: checkpoint of a draft model, or None.
@@ -20,6 +21,7 @@ class Options:
     """
 
     model: str | None = None
+    adapter: str | None = None
     bits: int | None = None
     huge_pages: bool = False
     dtype: str | None = None
@@ -38,7 +40,7 @@ class Options:
         parser.add_argument("--bits", type=int)
         parser.add_argument("--huge-pages", action="store_true")
         parser.add_argument("--speculate", action=argparse.BooleanOptionalAction)
-        for name in ("--dtype", "--device", "--draft", "--server"):
+        for name in ("--adapter", "--dtype", "--device", "--draft", "--server"):
             parser.add_argument(name)
         return cls(**vars(parser.parse_args(arguments)))
 

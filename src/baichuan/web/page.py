@@ -10,8 +10,9 @@ import streamlit as st
 
 from baichuan.errors import BaichuanError
 from baichuan.language import translate
-from baichuan.model.prompt import Message
+from baichuan.model.prompt import Message, context_use
 from baichuan.web.answering import Answer
+from baichuan.web.browser import copy, draw_scripts, show_end
 from baichuan.web.markdown import for_streamlit, plain
 from baichuan.web.models import Model, open_model
 from baichuan.web.options import Options
@@ -38,6 +39,7 @@ def show(arguments: Sequence[str]) -> None:
         talk = current_talk(model)
         asked = draw_sidebar(talk, model)
         _draw_messages(talk, model, asked)
+        draw_scripts()
         _draw_bottom(talk, asked)
     except BaichuanError as error:
         st.error(plain(str(error)))
@@ -55,16 +57,24 @@ def _draw_messages(talk: Talk, model: Model, asked: Asked) -> None:
     if not messages:
         _draw_welcome(talk, model, asked)
     answer = talk.answer
+    if answer is not None and answer is not st.session_state.get("shown"):
+        st.session_state.shown = answer
+        show_end()  # of what was asked just now, wherever the page stood
+    dropped = answer.dropped if answer is not None else 0
     for number, message in enumerate(messages):
+        if 0 < dropped == number:
+            st.divider()
+            st.caption(_left_out(dropped))
         with st.chat_message(message["role"], avatar=_AVATARS[message["role"]]):
             if st.session_state.get("editing") == (talk.name, number):
                 _draw_editor(talk, number, message, asked)
+            elif message["role"] == "user":
+                _draw_question(talk, number, message)
             else:
-                _draw_message(talk, number, message)
-            if answer is not None and answer.is_last(messages[: number + 1]):
-                _draw_end(answer)
+                is_latest = answer is not None and answer.is_last(messages[: number + 1])
+                _draw_answer(number, message, answer if is_latest else None, model.context)
     if running:
-        _follow(running)
+        _follow(running, model.context)
     elif answer is not None and answer.error is not None:
         if answer.text and not answer.is_last(messages):  # it could not be saved
             with st.chat_message("assistant", avatar=_AVATARS["assistant"]):
@@ -89,20 +99,19 @@ def _draw_welcome(talk: Talk, model: Model, asked: Asked) -> None:
                 "A small demo that comes with the package: it knows little and is often wrong."
             )
         )
-    for question in (
-        translate("Who are you?"),
-        translate("What is the second highest mountain in the world?"),
-        translate("Write a short poem about spring."),
-    ):
-        st.button(question, on_click=attempt, args=(talk.say, question, *asked))
+    with st.container(key="suggestions"):
+        for question in (
+            translate("Who are you?"),
+            translate("What is the second highest mountain in the world?"),
+            translate("How do you make tea?"),
+        ):
+            st.button(question, on_click=attempt, args=(talk.say, question, *asked))
 
 
-def _draw_message(talk: Talk, number: int, message: Message) -> None:
-    if message["role"] == "assistant":
-        st.markdown(for_streamlit(message["content"]))
-        return
+def _draw_question(talk: Talk, number: int, message: Message) -> None:
     with st.container(horizontal=True):
         st.markdown(for_streamlit(message["content"]))
+        _draw_copy(number, message)
         st.button(
             "",
             icon=":material/edit:",
@@ -112,6 +121,39 @@ def _draw_message(talk: Talk, number: int, message: Message) -> None:
             on_click=st.session_state.update,
             kwargs={"editing": (talk.name, number)},
         )
+
+
+def _draw_answer(number: int, message: Message, answer: Answer | None, context: int | None) -> None:
+    """Draw a complete answer; `answer` says how it came, where that is known."""
+    st.markdown(for_streamlit(message["content"]))
+    with st.container(horizontal=True, vertical_alignment="center"):
+        _draw_copy(number, message)
+        if answer is not None:
+            st.caption(_figures(answer, context))
+    if answer is None:
+        return
+    if answer.finish_reason == "length":
+        st.caption(translate("The answer was cut: it reached the most tokens allowed."))
+    if answer.dropped:
+        st.caption(_left_out(answer.dropped))
+
+
+def _left_out(count: int) -> str:
+    return translate(
+        "The context is full: the model did not see the oldest {count} messages.", count=count
+    )
+
+
+def _draw_copy(number: int, message: Message) -> None:
+    st.button(
+        "",
+        icon=":material/content_copy:",
+        type="tertiary",
+        help=translate("Copy"),
+        key=f"copy-{number}",
+        on_click=copy,
+        args=(message["content"],),
+    )
 
 
 def _draw_editor(talk: Talk, number: int, message: Message, asked: Asked) -> None:
@@ -135,49 +177,49 @@ def _draw_editor(talk: Talk, number: int, message: Message, asked: Asked) -> Non
 
 
 @st.fragment(run_every=_INTERVAL)
-def _follow(answer: Answer) -> None:
+def _follow(answer: Answer, context: int | None) -> None:
     """Draw an answer on its way, again and again, without the rest of the page."""
     ended, text = answer.ended, answer.text
     with st.chat_message("assistant", avatar=_AVATARS["assistant"]):
         st.markdown(for_streamlit(text) if text else translate("thinking"))
-        st.caption(_figures(answer))
+        st.caption(_figures(answer, context))
     if ended:
         st.rerun()
 
 
-def _draw_end(answer: Answer) -> None:
-    st.caption(_figures(answer))
-    if answer.finish_reason == "length":
-        st.caption(translate("The answer was cut: it reached the most tokens allowed."))
-
-
-def _figures(answer: Answer) -> str:
+def _figures(answer: Answer, context: int | None) -> str:
     figures = answer.figures
     if not figures.tokens:
         return translate("{seconds} s", seconds=f"{figures.waited:.1f}")
-    return translate(
+    said = translate(
         "{tokens} tokens · {speed} tokens/s · first token after {seconds} s",
         tokens=figures.tokens,
         speed="–" if figures.speed is None else f"{figures.speed:,.1f}",
         seconds=f"{figures.waited:.2f}",
     )
+    if context is None or figures.prompt_tokens is None:
+        return said
+    return f"{said} · {context_use(figures.prompt_tokens + figures.tokens, context)}"
 
 
 def _draw_bottom(talk: Talk, asked: Asked) -> None:
     """Draw what is always in sight: the buttons of the conversation, and where to write."""
     empty = not talk.conversation.messages
-    with st.bottom:
-        with st.container(horizontal=True):
-            if talk.running:
-                _button("stop", translate("Stop"), talk.stop)
-            else:
-                _button("regenerate", translate("Regenerate"), talk.regenerate, *asked, off=empty)
-            _button("clear", translate("Clear"), talk.clear, off=empty)
-            if talk.can_undo:
-                _button("undo", translate("Undo"), talk.undo)
-        if text := st.chat_input(translate("Message")):
-            attempt(talk.say, text, *asked)
-            st.rerun()
+    with st.bottom, st.container(horizontal=True):
+        if talk.running:
+            _button("stop", translate("Stop"), talk.stop)
+        else:
+            _button("regenerate", translate("Regenerate"), talk.regenerate, *asked, off=empty)
+        _button("clear", translate("Clear"), talk.clear, off=empty)
+        if talk.can_undo:
+            _button("undo", translate("Undo"), talk.undo)
+    # Outside of `st.bottom`, where it lands all the same: only so the page follows what is new.
+    if "unsent" in st.session_state:  # to be shortened, or sent with another setting
+        st.session_state.message = st.session_state.pop("unsent")
+    if text := st.chat_input(translate("Message"), key="message"):
+        if not attempt(talk.say, text, *asked):
+            st.session_state.unsent = text
+        st.rerun()
 
 
 _ICONS = {

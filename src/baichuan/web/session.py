@@ -12,6 +12,7 @@ import streamlit as st
 from baichuan.errors import BaichuanError
 from baichuan.language import LANGUAGES, VARIABLES, language, speak
 from baichuan.web.answering import Answer
+from baichuan.web.browser import show_end
 from baichuan.web.conversations import Conversations, data_directory, is_name, new_name
 from baichuan.web.models import Model
 from baichuan.web.talk import Talk
@@ -38,13 +39,16 @@ def choose_language() -> None:
     speak(st.session_state.language)
 
 
-def attempt(act: Callable[..., None], *arguments: Any) -> None:
-    """Do what a button says; a user's error is shown when the page is drawn next."""
+def attempt(act: Callable[..., None], *arguments: Any) -> bool:
+    """Do what a button says, and say whether it was done; else the next drawing shows why not."""
     choose_language()  # Streamlit calls back before it runs the page
     try:
         act(*arguments)
     except BaichuanError as error:
         st.session_state.setdefault("trouble", []).append(str(error))
+        show_end()
+        return False
+    return True
 
 
 def current_talk(model: Model) -> Talk:
@@ -52,8 +56,7 @@ def current_talk(model: Model) -> Talk:
     if "name" not in st.session_state:
         named = st.query_params.get("c", "")
         st.session_state.name = named if is_name(named) else new_name()
-    earlier = st.session_state.setdefault("earlier", {})
-    talk = Talk(model, conversations(), st.session_state.name, _answers(), earlier)
+    talk = talk_named(model, st.session_state.name)
     if talk.conversation.messages:
         st.query_params["c"] = talk.name
     else:
@@ -61,10 +64,17 @@ def current_talk(model: Model) -> Talk:
     return talk
 
 
+def talk_named(model: Model, name: str) -> Talk:
+    """Give a conversation of whoever sits before this page."""
+    earlier = st.session_state.setdefault("earlier", {})
+    return Talk(model, conversations(), name, _answers(), earlier)
+
+
 def go_to(name: str) -> None:
-    """Show another conversation."""
+    """Show another conversation, at its end."""
     st.session_state.name = name
     st.session_state.pop("editing", None)
+    show_end()
 
 
 def conversations() -> Conversations:

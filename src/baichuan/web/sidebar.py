@@ -12,10 +12,10 @@ from baichuan import transcript
 from baichuan.errors import PromptError
 from baichuan.language import LANGUAGES, phrase, translate
 from baichuan.transcript import Transcript
-from baichuan.web.conversations import new_name, title
+from baichuan.web.conversations import Entry, new_name, title
 from baichuan.web.markdown import plain
 from baichuan.web.models import Model
-from baichuan.web.session import attempt, conversations, go_to
+from baichuan.web.session import attempt, conversations, go_to, talk_named
 from baichuan.web.talk import Talk
 
 #: Conversations that are listed; a search finds the others.
@@ -39,20 +39,21 @@ def draw_sidebar(talk: Talk, model: Model) -> Asked:
             translate("New conversation"),
             icon=":material/add:",
             width="stretch",
+            key="new",
             on_click=go_to,
             args=(new_name(),),
         )
-        _draw_list(talk)
         with st.expander(translate("Settings"), icon=":material/tune:", key="settings"):
             asked = Asked(_draw_system(talk), _draw_settings(model))
         with st.expander(translate("Export and import"), icon=":material/swap_vert:", key="files"):
             _draw_export(talk)
             _draw_import()
         _draw_language()
+        _draw_list(talk, model)
     return asked
 
 
-def _draw_list(talk: Talk) -> None:
+def _draw_list(talk: Talk, model: Model) -> None:
     words = st.text_input(
         translate("Search"),
         placeholder=translate("Search"),
@@ -61,20 +62,58 @@ def _draw_list(talk: Talk) -> None:
         key="search",
     )
     entries = conversations().find(words)
-    for entry in entries[:_LISTED]:
-        st.button(
-            plain(entry.title),
-            key=f"open-{entry.name}",
-            icon=":material/chat_bubble:" if entry.name == talk.name else None,
-            type="tertiary",
-            wrap=False,
-            on_click=go_to,
-            args=(entry.name,),
-        )
+    # In the row's place, so that no other row moves under the pointer.
+    place, deleted = st.session_state.get("deleted", (-1, None))
+    for number, entry in enumerate(entries[:_LISTED]):
+        if number == place:
+            _draw_undo(deleted, talk, model)
+        with st.container(horizontal=True, gap="small", wrap=False):
+            st.button(
+                plain(entry.title),
+                key=f"open-{entry.name}",
+                icon=":material/chat_bubble:" if entry.name == talk.name else None,
+                type="tertiary",
+                width="stretch",
+                wrap=False,
+                on_click=go_to,
+                args=(entry.name,),
+            )
+            st.button(
+                "",
+                key=f"delete-{entry.name}",
+                icon=":material/delete:",
+                type="tertiary",
+                help=translate("Delete"),
+                on_click=attempt,
+                args=(_delete, model, number, entry),
+            )
+    if place >= len(entries[:_LISTED]):
+        _draw_undo(deleted, talk, model)
     if words and not entries:
         st.caption(translate("Nothing found"))
     if len(entries) > _LISTED:
         st.caption(translate("{count} more: search for them", count=len(entries) - _LISTED))
+
+
+def _delete(model: Model, place: int, entry: Entry) -> None:
+    talk_named(model, entry.name).clear()
+    st.session_state.deleted = place, entry
+
+
+def _draw_undo(entry: Entry, talk: Talk, model: Model) -> None:
+    """Offer to bring a deleted conversation back; the one shown has a button of its own."""
+    if entry.name == talk.name:
+        return
+    deleted = talk_named(model, entry.name)
+    if deleted.can_undo and not deleted.conversation.messages:
+        st.button(
+            translate("Undo: {title}", title=plain(entry.title)),
+            key="undelete",
+            icon=":material/undo:",
+            wrap=False,
+            on_click=attempt,
+            args=(deleted.undo,),
+        )
 
 
 def _draw_system(talk: Talk) -> str | None:

@@ -236,7 +236,9 @@ def test_all_published_prompts_are_there() -> None:
     assert len(prompts()) == 2 * 29
 
 
-@pytest.mark.parametrize("script", ["u:abc a:de u:f a:g u:hi", "s:be u:abc a:de u:f a:g u:hi", "u:hi"])
+@pytest.mark.parametrize(
+    "script", ["u:abc a:de u:f a:g u:hi", "s:be u:a a:de u:f a:g u:hi", "u:hi"]
+)
 @pytest.mark.parametrize("max_input", range(4, 20))
 def test_messages_that_fit_are_encoded_whole(script: str, max_input: int) -> None:
     """And of the rounds that are left out, the newest would not have fitted."""

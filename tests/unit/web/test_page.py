@@ -1,6 +1,7 @@
 """The page without a browser: Streamlit's own test harness runs the script."""
 
 import json
+import re
 import time
 
 import pytest
@@ -61,6 +62,34 @@ def test_ask_with_a_system_text_and_a_setting(page, tmp_path):
     assert "cut" in captions[1]
     assert saved(tmp_path)[0]["system"] == "be brief"
     assert len(saved(tmp_path)[0]["messages"]) == 2
+
+
+def test_what_left_the_context_is_said(page, tmp_path):
+    messages = [{"role": r, "content": "word " * 300} for r in ("user", "assistant") * 2]
+    file = tmp_path / "baichuan" / "conversations" / f"{'0' * 16}.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"system": None, "messages": messages}))
+    page.query_params["c"] = file.stem
+    page.run()
+    next(f for f in page.number_input if f.label == "Most tokens").set_value(3)
+    page.chat_input[0].set_value("hello")
+    finished(page)
+    assert not page.exception
+    captions = [caption.value for caption in page.caption]
+    full = "The context is full: the model did not see the oldest 2 messages."
+    assert captions.count(full) == 2  # where it begins, and at the end
+    assert re.search(r"context 6\d\d of 1,024 \(6\d%\)", page.chat_message[-1].caption[0].value)
+
+
+def test_a_message_that_does_not_fit_is_kept_to_be_shortened(page):
+    page.run()
+    page.chat_input[0].set_value("word " * 3000)
+    page.run()
+    assert not page.exception
+    assert "may have 1024 tokens together" in page.error[0].value
+    field = page.chat_input[0].proto
+    assert (field.set_value, field.value) == (True, "word " * 3000)
+    assert texts(page) == []
 
 
 def test_an_error_is_a_sentence_on_the_page(page):

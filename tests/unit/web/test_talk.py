@@ -31,6 +31,8 @@ class Scripted:
 
 
 class ScriptedReply:
+    dropped = 0
+
     def __init__(self):
         self.given, self.tokens, self.cancelled = queue.Queue(), 0, threading.Event()
 
