@@ -76,6 +76,10 @@ class Conversation:
             input_room(self._model.config.context_length, params.max_tokens)
         self.settings = new
 
+    def reset(self, name: str) -> None:
+        """Return one sampling parameter to the checkpoint's value."""
+        self.settings.pop(name, None)
+
     def say(self, text: str) -> Iterator[Step]:
         """Send a message and stream the answer; stopping early keeps what was said so far."""
         return self._answer([*self.messages, {"role": "user", "content": text}])

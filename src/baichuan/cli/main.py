@@ -29,6 +29,7 @@ from baichuan.cli.options import (
     guess_options,
     load_options,
 )
+from baichuan.cli.typer_language import CommandLineError, localize_help, show_error
 from baichuan.errors import BaichuanError
 from baichuan.language import translate
 from baichuan.version import __version__
@@ -326,7 +327,18 @@ _ROUNDS_OF_WAITING = "10000"
 
 def main() -> None:
     """Run the command line."""
-    run(app)
+    run(_run_app)
+
+
+def _run_app() -> None:
+    command = typer.main.get_command(app)
+    localize_help(command)
+    try:
+        code = command.main(standalone_mode=False)
+    except CommandLineError as error:
+        show_error(error)
+        code = 2
+    raise SystemExit(code)
 
 
 def run(command: Callable[[], object]) -> None:
