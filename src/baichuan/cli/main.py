@@ -29,7 +29,7 @@ from baichuan.cli.options import (
     guess_options,
     load_options,
 )
-from baichuan.cli.typer_language import CommandLineError, localize_help, show_error
+from baichuan.cli.typer_app import SortedGroup, run_app
 from baichuan.errors import BaichuanError
 from baichuan.language import translate
 from baichuan.version import __version__
@@ -37,9 +37,15 @@ from baichuan.version import __version__
 app = typer.Typer(
     name="baichuan",
     help=translate("Baichuan-13B and Baichuan-7B on today's software."),
+    epilog="\b\n"
+    + translate(
+        "Examples:\n"
+        "  baichuan chat                            talk to the small demo model\n"
+        "  baichuan generate -p 'Who are you?'      print one answer"
+    ),
     no_args_is_help=True,
+    cls=SortedGroup,
     rich_markup_mode=None,  # rich cuts help that has no spaces, as Chinese has none
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -309,11 +315,29 @@ def train(context: typer.Context) -> None:
 
 
 @app.command(help=translate("Show versions, devices, and what a checkpoint is."))
-def info(model: Model = None) -> None:
+def info(
+    model: Model = None,
+    json: Annotated[
+        bool, typer.Option("--json", help=translate("Print JSON, for programs and bug reports."))
+    ] = False,
+) -> None:
     """Run `baichuan info`."""
     from baichuan.cli.info import run_info
 
-    run_info(model)
+    run_info(model, json)
+
+
+@app.command("help", help=translate("Show help for a command, such as `baichuan help eval mmlu`."))
+def show_help(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[COMMAND]...", help=translate("Names of a command."), show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Run a command's own --help."""
+    run_app(app, [*(words or ()), "--help"])
 
 
 app.command(help=conversion.HELP)(conversion.convert)
@@ -327,18 +351,7 @@ _ROUNDS_OF_WAITING = "10000"
 
 def main() -> None:
     """Run the command line."""
-    run(_run_app)
-
-
-def _run_app() -> None:
-    command = typer.main.get_command(app)
-    localize_help(command)
-    try:
-        code = command.main(standalone_mode=False)
-    except CommandLineError as error:
-        show_error(error)
-        code = 2
-    raise SystemExit(code)
+    run(lambda: run_app(app))
 
 
 def run(command: Callable[[], object]) -> None:

@@ -130,7 +130,7 @@ def test_set_shows_one_setting_and_resets_it(session):
 
 
 def test_too_many_new_tokens_are_named_as_the_user_named_them(session):
-    with pytest.raises(UsageError, match="^max_tokens .* 999999 leaves no room"):
+    with pytest.raises(UsageError, match=r"^max_tokens .* 999999 leaves no room"):
         session.type("/set max_tokens 999999")
 
 

@@ -1,6 +1,6 @@
-"""What typer says by itself, in help and in errors, in the user's language.
+"""typer's help and errors: in the user's language, commands by name.
 
-typer has these sentences in English alone. They are recognized by the templates below; a sentence
+typer has its own sentences in English alone. They are recognized by the templates below; a sentence
 of another version of typer that is not among them stays as it is.
 """
 
@@ -11,14 +11,15 @@ import re
 import string
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import typer
+from typer.core import TyperGroup
 
 from baichuan.language import phrase, translate
 
 #: click's ClickException, which newer versions of typer hold under a private name.
-CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
+_CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
 
 #: A longer one stands before one that is its beginning. `{reason}` is a sentence of its own.
 _TEMPLATES = (
@@ -100,15 +101,34 @@ class _Context(typer.Context):
     formatter_class = _HelpFormatter
 
 
-def localize_help(command: Any) -> None:
+class SortedGroup(TyperGroup):
+    """Commands by name, as a reader looks for them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands."""
+        return sorted(super().list_commands(ctx))
+
+
+def _localize_help(command: Any) -> None:
     """Make a command and its subcommands show their help in the user's language."""
     command.context_class = _Context
     for subcommand in getattr(command, "commands", {}).values():
-        localize_help(subcommand)
+        _localize_help(subcommand)
 
 
-def show_error(error: Any) -> None:
-    """Print an error of the command line to stderr, in the user's language."""
+def run_app(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
+    """Run a typer application with these arguments, or those of the process, and exit."""
+    command = typer.main.get_command(app)
+    _localize_help(command)
+    try:
+        code = command.main(arguments, standalone_mode=False)
+    except _CommandLineError as error:
+        _show_error(error)
+        code = 2
+    raise SystemExit(code)
+
+
+def _show_error(error: Any) -> None:
     shown = io.StringIO()
     error.show(shown)
     for line in shown.getvalue().splitlines():
