@@ -6,10 +6,13 @@ Chooses dtype and device where the caller does not. Knows no format (weights.py)
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from transformers.utils import logging
 
 from baichuan.errors import UsageError
 from baichuan.hub import local_directory
@@ -80,7 +83,8 @@ def load(
     tokenizer = BaichuanTokenizer.from_pretrained(directory)
     # Saved again, a 7B then keeps the name by which other programs know one.
     network = BaiChuanForCausalLM if config.position_embedding == "rope" else BaichuanForCausalLM
-    model = _network(network, directory, config, given, device, bits, progress)
+    with _without_bars():
+        model = _network(network, directory, config, given, device, bits, progress)
     if adapter is not None:
         need_peft()
         from baichuan.model.adapters import load_for_inference
@@ -89,6 +93,18 @@ def load(
     if huge_pages:
         use_huge_pages(model)
     return model, tokenizer
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Switch transformers' progress bars off: mapped weights load at once, quantizing has a bar."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_draft(

@@ -29,7 +29,7 @@ from baichuan.cli.options import (
     guess_options,
     load_options,
 )
-from baichuan.cli.typer_app import SortedGroup, run_app
+from baichuan.cli.typer_app import SortedGroup, TrainCommand, run_app
 from baichuan.errors import BaichuanError
 from baichuan.language import translate
 from baichuan.version import __version__
@@ -306,6 +306,7 @@ def web(
     # Hundreds of flags, which transformers' own parser reads.
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     add_help_option=False,
+    cls=TrainCommand,
 )
 def train(context: typer.Context) -> None:
     """Run `baichuan train`."""

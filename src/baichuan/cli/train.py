@@ -6,6 +6,7 @@ torchrun, `accelerate launch` and deepspeed start it as a module: `-m baichuan.c
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -144,6 +145,14 @@ def _tokenizer(model: ModelArguments) -> BaichuanTokenizer:
             name=name,
             why=(str(error) or type(error).__name__).splitlines()[0],
         ) from error
+
+
+def flag_names() -> list[str]:
+    """Return the flags that the help names, for the shell's completion."""
+    from baichuan.train.recipe import OWN
+
+    own = [f"--{flag.name}" for kind in OWN for flag in fields(kind)]
+    return own + re.findall(r"--\w+", _OTHERS)
 
 
 def _print_help() -> None:

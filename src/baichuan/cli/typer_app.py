@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from baichuan.language import phrase, translate
 
@@ -107,6 +107,18 @@ class SortedGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands."""
         return sorted(super().list_commands(ctx))
+
+
+class TrainCommand(TyperCommand):
+    """`baichuan train`, whose flags typer does not know."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Return the flags that begin so."""
+        from typer.core import CompletionItem  # type: ignore[attr-defined]
+
+        from baichuan.cli.train import flag_names
+
+        return [CompletionItem(name) for name in flag_names() if name.startswith(incomplete)]
 
 
 def _localize_help(command: Any) -> None:
