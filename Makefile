@@ -1,11 +1,15 @@
 # The whole developer interface; CI calls the same targets.
-#   make demo     set everything up and start the chat        make test    set up and run all tests
+#   make demo     set up what the chat needs and start it      make test    set up and run all tests
+#   make demo CPU=1   the same, with torch for CPUs alone (no CUDA libraries, which take 5.7 GB)
 #   make check    lint, types, layers                         make demo-model   train the demo model
 #   make messages collect what the package says for its translators, and compile what they wrote
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+CHAT := $(VENV)/.chat
 READY := $(VENV)/.ready
+# torch's own index of builds without CUDA; by default, the index that pip is configured for.
+TORCH_INDEX := $(if $(CPU),--index-url https://download.pytorch.org/whl/cpu)
 
 LOCALE := src/baichuan/locale
 # The calls whose first argument is shown to the user: every error of errors.py, and language.py.
@@ -14,14 +18,20 @@ SAYING := BaichuanError UsageError CheckpointError TokenizerError PromptError Da
 
 .PHONY: demo test check format messages demo-model
 
-$(READY): pyproject.toml setup.py $(wildcard csrc/*)
+$(CHAT): pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet $(TORCH_INDEX) torch==2.13.0
+	$(BIN)/pip install --quiet -e .
+	@ls src/baichuan/kernels/_native* > /dev/null 2>&1 || echo "No C++ compiler was found:" \
+		"quantized models will be slow. Install one (Debian: apt install g++), then: make -B $@"
+	touch $@
+
+$(READY): $(CHAT)
 	$(BIN)/pip install --quiet -e '.[dev]'
 	touch $@
 
-demo: $(READY)
+demo: $(CHAT)
 	$(BIN)/baichuan chat
 
 test: $(READY)

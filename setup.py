@@ -25,7 +25,15 @@ class BuildKernels(build_ext):
             super().build_extension(extension)
         except Exception:
             extension.extra_compile_args, extension.extra_link_args = FLAGS, []
-            super().build_extension(extension)
+            try:
+                super().build_extension(extension)
+            except Exception:
+                self.warn(
+                    "the native kernels were not built, for want of a working C++ compiler. The "
+                    "package works without them, but quantized models are slow. Install a "
+                    "compiler (Debian: apt install g++), then install the package again."
+                )
+                raise  # setuptools goes on without an optional extension
 
 
 setup(

@@ -83,6 +83,10 @@ class Conversation:
             input_room(self.context_length, params.max_tokens)
         self.settings = new
 
+    def reset(self, name: str) -> None:
+        """Return one sampling parameter to the checkpoint's value."""
+        self.settings.pop(name, None)
+
     def say(self, text: str) -> Iterator[Step]:
         """Send a message and stream the answer; stopping early keeps what was said so far.
 

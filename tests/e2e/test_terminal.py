@@ -162,6 +162,20 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(start, tmp_path):
     session.leave()
 
 
+def test_what_is_typed_ahead_is_sent_when_its_turn_comes(start, tmp_path):
+    """Enter, Backspace and the rest mean what they mean at the prompt."""
+    session = start()
+    session.type("/set max_tokens 300", "max_tokens = 300")
+    session.send("first\r")
+    session.wait_until(lambda: len(session.lines) > ROWS)
+    session.process.send("secomd\x7f\x7fnd\rthird\x15/set max_tokens 5\rfourth\r")
+    session.wait_for("answer 5 tokens")
+    session.wait_for_prompt()
+    asked = [content for role, content in saved(session, tmp_path / "talk.json") if role == "user"]
+    assert asked == ["first", "second", "fourth"]
+    session.leave()
+
+
 def test_ctrl_c_at_the_prompt_empties_the_line(start, tmp_path):
     session = start()
     session.type("/set max_tokens 5", "max_tokens = 5")

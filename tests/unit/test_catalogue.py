@@ -35,6 +35,7 @@ PHRASES = {
     ("cli/train.py", "_USAGE"),
     ("cli/train.py", "flag.metadata['help']"),
     ("cli/train.py", "title"),
+    ("cli/typer_app.py", "template"),
     ("engine/sampling.py", "allowed"),
     ("kernels/native.py", "reason"),
     ("errors.py", "template"),

@@ -6,13 +6,15 @@ Chooses dtype and device where the caller does not. Knows no format (weights.py)
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from transformers.utils import logging
 
 from baichuan.errors import CheckpointError, DownloadError, UsageError
 from baichuan.hub import DEMO, local_directory
@@ -93,7 +95,8 @@ def load(
     tokenizer.pad_within(config.vocab_size)
     # Saved again, a 7B then keeps the name by which other programs know one.
     network = BaiChuanForCausalLM if config.position_embedding == "rope" else BaichuanForCausalLM
-    model = _network(network, directory, config, given, device, bits, progress)
+    with _without_bars():
+        model = _network(network, directory, config, given, device, bits, progress)
     if adapter is not None:
         need_peft()
         from baichuan.model.adapters import load_for_inference
@@ -125,6 +128,18 @@ def _check_arguments(name_or_path: object, hub: Mapping[str, object]) -> None:
             given=given,
             allowed=", ".join(allowed),
         )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Switch transformers' progress bars off: mapped weights load at once, quantizing has a bar."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_draft(

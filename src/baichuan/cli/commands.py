@@ -16,7 +16,7 @@ from baichuan.cli.answer import print_answer
 from baichuan.cli.interrupt import Interruptible
 from baichuan.cli.markdown import visible, wrapped
 from baichuan.cli.reader import write_in_editor
-from baichuan.cli.settings import NAMES, parse_setting
+from baichuan.cli.settings import NAMES, check_name, parse_setting
 from baichuan.engine.steps import Step, Usage
 from baichuan.errors import UsageError
 from baichuan.language import phrase, translate
@@ -28,6 +28,7 @@ _ALIASES = {
     "clear": "/clear",
     "vim": "/edit",
     "stream": "/stream",
+    "/": "/help",
     "/?": "/help",
     "/exit": "/bye",
     "/quit": "/bye",
@@ -69,7 +70,11 @@ class Terminal:
                 phrase("show or set the system text; none removes it"),
                 self._system,
             ),
-            Command("/set NAME VALUE", phrase("change a setting; bare: all"), self._set),
+            Command(
+                "/set [NAME [VALUE]]",
+                phrase("show or change settings; default resets one"),
+                self._set,
+            ),
             Command("/show", phrase("all settings"), lambda _: self._show_settings()),
             Command("/save FILE", phrase("write the conversation"), self._save),
             Command("/load FILE", phrase("read a conversation"), self._load),
@@ -150,11 +155,11 @@ class Terminal:
             self._show_settings()
             return
         name, *value = argument.split(maxsplit=1)
-        if not value:
-            raise UsageError("Say what to set and to what, for example: /set temperature 0.3")
-        self._conversation.change(**{name: parse_setting(name, value[0])})
-        now = getattr(self._conversation.parameters, name)
-        self._note(f"{name} = {now!r}")
+        if value and value[0].lower() == "default":
+            self._conversation.reset(check_name(name))
+        elif value:
+            self._conversation.change(**{name: parse_setting(name, value[0])})
+        self._note(f"{name} = {getattr(self._conversation.parameters, check_name(name))!r}")
 
     def _show_settings(self) -> None:
         table = Table.grid(padding=(0, 2))

@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from baichuan.cli.options import Adapter, Bits, Device, Dtype, Model, one_model, takes_model
+from baichuan.cli.typer_app import SortedGroup
 from baichuan.language import translate
 
 app = typer.Typer(
     help=translate("Evaluate models: C-Eval, MMLU, CMMLU, perplexity, distance from an original."),
     no_args_is_help=True,
     rich_markup_mode=None,
+    cls=SortedGroup,
 )
 
 _Model = Annotated[

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 import psutil
 import sentencepiece
@@ -33,15 +35,19 @@ _INSTRUCTION_SETS = (
 )
 
 
-def run_info(name: str | None) -> None:
-    """Print two tables: this installation, and the model.
+def run_info(name: str | None, as_json: bool = False) -> None:
+    """Print two tables, this installation and the model; or both as one JSON object.
 
     Raises:
         BaichuanError: there is no such checkpoint, or it is damaged.
     """
+    installation, model = _installation(), _model(name)
+    if as_json:
+        print(json.dumps({"installation": installation, "model": model}, indent=2))
+        return
     console = Console(highlight=False)
-    console.print(_table(translate("Installation"), _installation()))
-    console.print(_table(translate("Model"), _model(name)))
+    console.print(_table(translate("Installation"), _installation_rows(installation)))
+    console.print(_table(translate("Model"), _model_rows(model)))
 
 
 def _table(title: str, rows: dict[str, str]) -> Table:
@@ -53,7 +59,7 @@ def _table(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
-def _installation() -> dict[str, str]:
+def _installation() -> dict[str, Any]:
     memory = psutil.virtual_memory()
     return {
         "baichuan": __version__,
@@ -61,61 +67,109 @@ def _installation() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "sentencepiece": sentencepiece.__version__,
-        translate("system"): f"{platform.system()} {platform.machine()}",
-        translate("device"): _devices(),
-        translate("memory"): translate(
-            "{total}, {free} of it free", total=size(memory.total), free=size(memory.available)
-        ),
-        translate("threads"): translate(
-            "{threads} of {processors} processors",
-            threads=torch.get_num_threads(),
-            processors=os.cpu_count(),
-        ),
-        translate("kernels"): translate(
-            "{chosen} (this machine runs {available})",
-            chosen=native.chosen(),
-            available=", ".join(native.available()),
-        ),
-        "cpu": f"{torch.backends.cpu.get_cpu_capability()} ({', '.join(instruction_sets())})",
+        "system": f"{platform.system()} {platform.machine()}",
+        "devices": _devices(),
+        "memory": {"total": memory.total, "available": memory.available},
+        "threads": torch.get_num_threads(),
+        "processors": os.cpu_count(),
+        "kernels": {"chosen": native.chosen(), "available": list(native.available())},
+        "cpu": {
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "instruction_sets": instruction_sets(),
+        },
     }
 
 
-def _devices() -> str:
+def _installation_rows(facts: dict[str, Any]) -> dict[str, str]:
+    memory, kernels, cpu = facts["memory"], facts["kernels"], facts["cpu"]
+    versions = ("baichuan", "python", "torch", "transformers", "sentencepiece")
+    devices = (
+        f"{device['name']}, {size(device['memory'])}" if "memory" in device else device["name"]
+        for device in facts["devices"]
+    )
+    return {
+        **{name: facts[name] for name in versions},
+        translate("system"): facts["system"],
+        translate("device"): "; ".join(devices),
+        translate("memory"): translate(
+            "{total}, {free} of it free",
+            total=size(memory["total"]),
+            free=size(memory["available"]),
+        ),
+        translate("threads"): translate(
+            "{threads} of {processors} processors",
+            threads=facts["threads"],
+            processors=facts["processors"],
+        ),
+        translate("kernels"): translate(
+            "{chosen} (this machine runs {available})",
+            chosen=kernels["chosen"],
+            available=", ".join(kernels["available"]),
+        ),
+        "cpu": f"{cpu['capability']} ({_list_of_sets(cpu['instruction_sets'])})",
+    }
+
+
+def _devices() -> list[dict[str, Any]]:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is None:
-        return "cpu"
-    if accelerator.type != "cuda":
-        return str(accelerator)
+    if accelerator is None or accelerator.type != "cuda":
+        return [{"name": str(accelerator or "cpu")}]
     cards = (torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count()))
-    return "; ".join(f"{card.name}, {size(card.total_memory)}" for card in cards)
+    return [{"name": card.name, "memory": card.total_memory} for card in cards]
 
 
-def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Give the processor's instruction sets that matter here; Linux alone tells."""
+def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str] | None:
+    """Return the processor's instruction sets that matter here; None where only Linux could say."""
     if not cpuinfo.is_file():
-        return [translate("instruction sets not told by this system")]
+        return None
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text("utf-8"), re.MULTILINE)
     present = set(flags.group(1).split()) if flags else set()
-    return [name for name in _INSTRUCTION_SETS if name in present] or [translate("none of note")]
+    return [name for name in _INSTRUCTION_SETS if name in present]
 
 
-def _model(name: str | None) -> dict[str, str]:
+def _list_of_sets(names: list[str] | None) -> str:
+    if names is None:
+        return translate("instruction sets not told by this system")
+    return ", ".join(names) or translate("none of note")
+
+
+def _model(name: str | None) -> dict[str, Any]:
     directory = local_directory(DEMO if name is None else name)
     config = read_config(directory)
     weights = WeightFiles(directory)
-    demo = translate("demo (small; comes with the package)")
     return {
-        translate("name"): demo if name is None else name,
-        translate("parameters"): f"{_parameters(config):,}",
+        "name": name or "demo",
+        "directory": str(directory),
+        "parameters": _parameters(config),
         "dtype": _dtype(config, weights),
-        translate("quantized"): _quantization(config),
-        translate("weight files"): f"{len(weights.files)}, {size(_bytes(weights))}",
-        translate("context"): translate("{length:,} tokens", length=config.context_length),
-        translate("layers"): str(config.num_hidden_layers),
-        translate("hidden size"): f"{config.hidden_size:,}",
-        translate("heads"): f"{config.num_attention_heads} x {config.head_dim}",
-        translate("positions"): str(config.position_embedding),
-        translate("vocabulary"): f"{config.vocab_size:,}",
+        "quantized": _quantization(config),
+        "weight_files": len(weights.files),
+        "weight_bytes": sum(file.path.stat().st_size for file in weights.files),
+        "context": config.context_length,
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "head_size": config.head_dim,
+        "positions": str(config.position_embedding),
+        "vocabulary": config.vocab_size,
+    }
+
+
+def _model_rows(facts: dict[str, Any]) -> dict[str, str]:
+    is_demo = Path(facts["directory"]) == DEMO
+    name = translate("demo (small; comes with the package)") if is_demo else facts["name"]
+    return {
+        translate("name"): name,
+        translate("parameters"): f"{facts['parameters']:,}",
+        "dtype": facts["dtype"],
+        translate("quantized"): facts["quantized"] or translate("no"),
+        translate("weight files"): f"{facts['weight_files']}, {size(facts['weight_bytes'])}",
+        translate("context"): translate("{length:,} tokens", length=facts["context"]),
+        translate("layers"): str(facts["layers"]),
+        translate("hidden size"): f"{facts['hidden_size']:,}",
+        translate("heads"): f"{facts['heads']} x {facts['head_size']}",
+        translate("positions"): facts["positions"],
+        translate("vocabulary"): f"{facts['vocabulary']:,}",
     }
 
 
@@ -125,10 +179,10 @@ def _parameters(config: BaichuanConfig) -> int:
         return sum(parameter.numel() for parameter in BaichuanForCausalLM(config).parameters())
 
 
-def _quantization(config: BaichuanConfig) -> str:
+def _quantization(config: BaichuanConfig) -> str | None:
     settings = getattr(config, "quantization_config", None)
     if settings is None:
-        return translate("no")
+        return None
     ours = settings.get("quant_method") == METHOD
     return describe(BaichuanQuantizationConfig(**settings) if ours else settings)
 
@@ -139,10 +193,6 @@ def _dtype(config: BaichuanConfig, weights: WeightFiles) -> str:
     if stated is None:
         stated = next(tensor.dtype for _, tensor in weights.tensors())
     return str(stated).removeprefix("torch.")
-
-
-def _bytes(weights: WeightFiles) -> int:
-    return sum(file.path.stat().st_size for file in weights.files)
 
 
 def size(count: float) -> str:

@@ -28,7 +28,7 @@ def load_draft(
 
 
 def load_model(name: str | None, **where: Any) -> tuple[BaichuanForCausalLM, BaichuanTokenizer]:
-    """Load as `baichuan.load` does; a large model shows its progress, the demo none.
+    """Load as `baichuan.load` does; quantizing shows a bar.
 
     Raises:
         BaichuanError: whatever `baichuan.load` finds wrong.
@@ -37,12 +37,8 @@ def load_model(name: str | None, **where: Any) -> tuple[BaichuanForCausalLM, Bai
     watched = sys.stderr.isatty()
     with notes.status(translate("starting")) if watched else nullcontext():
         # torch and transformers, which take seconds to import
-        from transformers.utils import logging
-
         from baichuan.checkpoint.load import load
-    if name is None:
-        logging.disable_progress_bar()
-    elif watched:
+    if name is not None and watched:
         notes.print(translate("loading {name}", name=name), style="dim", markup=False)
     model, tokenizer = load(name, progress=watched, **where)
     if watched and _is_slow(model):

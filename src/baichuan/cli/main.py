@@ -30,6 +30,7 @@ from baichuan.cli.options import (
     load_options,
     takes_model,
 )
+from baichuan.cli.typer_app import SortedGroup, TrainCommand, run_app
 from baichuan.errors import BaichuanError
 from baichuan.language import translate
 from baichuan.version import __version__
@@ -37,9 +38,15 @@ from baichuan.version import __version__
 app = typer.Typer(
     name="baichuan",
     help=translate("Baichuan-13B and Baichuan-7B on today's software."),
+    epilog="\b\n"
+    + translate(
+        "Examples:\n"
+        "  baichuan chat                            talk to the small demo model\n"
+        "  baichuan generate -p 'Who are you?'      print one answer"
+    ),
     no_args_is_help=True,
+    cls=SortedGroup,
     rich_markup_mode=None,  # rich cuts help that has no spaces, as Chinese has none
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -307,6 +314,7 @@ def web(
     # Hundreds of flags, which transformers' own parser reads.
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     add_help_option=False,
+    cls=TrainCommand,
 )
 def train(context: typer.Context) -> None:
     """Run `baichuan train`."""
@@ -317,11 +325,29 @@ def train(context: typer.Context) -> None:
 
 @app.command(help=translate("Show versions, devices, and what a checkpoint is."))
 @takes_model
-def info(model: Model = None) -> None:
+def info(
+    model: Model = None,
+    json: Annotated[
+        bool, typer.Option("--json", help=translate("Print JSON, for programs and bug reports."))
+    ] = False,
+) -> None:
     """Run `baichuan info`."""
     from baichuan.cli.info import run_info
 
-    run_info(model)
+    run_info(model, json)
+
+
+@app.command("help", help=translate("Show help for a command, such as `baichuan help eval mmlu`."))
+def show_help(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[COMMAND]...", help=translate("Names of a command."), show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Run a command's own --help."""
+    run_app(app, [*(words or ()), "--help"])
 
 
 app.command(help=conversion.HELP)(conversion.convert)
@@ -335,7 +361,7 @@ _ROUNDS_OF_WAITING = "10000"
 
 def main() -> None:
     """Run the command line."""
-    run(app)
+    run(lambda: run_app(app))
 
 
 def run(command: Callable[[], object]) -> None:

@@ -32,15 +32,25 @@ def parse_setting(name: str, value: str) -> Any:
     Raises:
         UsageError: a name that there is not, or a value of the wrong kind.
     """
+    check_name(name)
     if name in _WHOLE:
         return _whole(name, value)
     if name in _FRACTIONAL:
         return _fractional(name, value)
-    if name == "stop":
-        return _strings(value)
-    raise UsageError(
-        "There is no setting {name!r}; there are {names}.", name=name, names=", ".join(NAMES)
-    )
+    return _strings(value)
+
+
+def check_name(name: str) -> str:
+    """Return the name of a setting.
+
+    Raises:
+        UsageError: there is no such setting.
+    """
+    if name not in NAMES:
+        raise UsageError(
+            "There is no setting {name!r}; there are {names}.", name=name, names=", ".join(NAMES)
+        )
+    return name
 
 
 def _whole(name: str, value: str) -> int:

@@ -162,6 +162,14 @@ def _tokenizer(model: ModelArguments) -> BaichuanTokenizer:
         ) from error
 
 
+def flag_names() -> list[str]:
+    """Return the flags that the help names, for the shell's completion."""
+    from baichuan.train.recipe import OWN
+
+    own = [f"--{flag.name}" for kind in OWN for flag in fields(kind)]
+    return own + re.findall(r"--\w+", _OTHERS)
+
+
 def _print_help() -> None:
     """Print this package's flags; transformers' are too many, the README's are named."""
     from baichuan.train.recipe import OWN

@@ -46,8 +46,8 @@ def input_room(model_max_length: int, max_new_tokens: int, form: Form = "current
         room = max(room, model_max_length // 2)
     if room < 1:
         raise UsageError(
-            "max_new_tokens {given} leaves no room for a prompt in a context of {context} tokens; "
-            "ask for at most {most}.",
+            "max_tokens (max_new_tokens) {given} leaves no room for a prompt in a context of "
+            "{context} tokens; ask for at most {most}.",
             given=max_new_tokens,
             context=model_max_length,
             most=model_max_length - 1,

@@ -10,6 +10,7 @@ from tests.conftest import tiny_config
 import baichuan
 from baichuan.chat import Conversation
 from baichuan.cli.commands import Terminal, speed
+from baichuan.engine.sampling import SamplingParams
 from baichuan.engine.steps import Usage
 from baichuan.errors import BaichuanError, UsageError
 
@@ -83,6 +84,9 @@ def test_help_lists_every_command_in_both_languages(session, monkeypatch):
     english = session.type("/help")
     assert all(name in english for name in session.terminal.names)
     monkeypatch.setenv("BAICHUAN_LANG", "zh")
+    for line in ("/", "／", "/ "):  # sent to the model, they would be answered with nonsense
+        assert session.type(line.strip()) == session.type("/help")
+    assert session.said == []
     chinese = session.type("/?")
     assert all(name in chinese for name in session.terminal.names)
     assert "退出" in chinese
@@ -114,9 +118,32 @@ def test_set_and_show(session):
         assert "temperature" in shown
 
 
+def test_set_shows_one_setting_and_resets_it(session):
+    session.type("/set top_k 40", "/set stop END")
+    assert session.type("/set max_tokens") == "max_tokens = 6\n"
+    assert session.type("/set top_k") == "top_k = 40\n"
+    assert session.type("/set stop") == "stop = ('END',)\n"
+    assert session.talk.settings.keys() == {"max_tokens", "eos_token_ids", "top_k", "stop"}
+    assert session.type("/set max_tokens default") == "max_tokens = 512\n"
+    assert session.type("/set top_k DEFAULT") == f"top_k = {SamplingParams().top_k}\n"
+    assert session.talk.settings.keys() == {"eos_token_ids", "stop"}
+
+
+def test_too_many_new_tokens_are_named_as_the_user_named_them(session):
+    with pytest.raises(UsageError, match=r"^max_tokens .* 999999 leaves no room"):
+        session.type("/set max_tokens 999999")
+
+
 @pytest.mark.parametrize(
     "line",
-    ["/set top_k", "/set top_p 3", "/set top_k x", "/set nothing 1", "/set max_tokens 999999"],
+    [
+        "/set nothing",
+        "/set nothing default",
+        "/set top_p 3",
+        "/set top_k x",
+        "/set nothing 1",
+        "/set max_tokens 999999",
+    ],
 )
 def test_set_refuses_and_keeps(session, line):
     before = dict(session.talk.settings)

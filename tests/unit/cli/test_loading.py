@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from baichuan.checkpoint.load import DEMO
 from baichuan.cli.loading import load_model
@@ -33,3 +34,14 @@ def test_nobody_watching_sees_nothing(monkeypatch, capsys):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     load_model(str(DEMO), dtype="bfloat16")
     assert HINT not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", [{}, {"bits": 8}, {"dtype": "bfloat16"}])
+def test_one_bar_at_most_and_it_is_ours(where, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert logging.is_progress_bar_enabled()
+    load_model(str(DEMO), **where)
+    shown = capsys.readouterr().err
+    assert "Loading weights" not in shown
+    assert ("int8" in shown) == ("bits" in where)
+    assert logging.is_progress_bar_enabled()  # downloads show theirs
