@@ -45,9 +45,9 @@ def local_directory(
 ) -> Path:
     """Return the directory of a model, fetching it from the hub where it is not a path.
 
-    `demo` is the demo model. Downloads show progress, resume after an interruption, and obey `HF_HUB_OFFLINE`; where a
-    repository holds the weights as safetensors and as pickles, the pickles are not fetched. The
-    arguments are those of transformers' `from_pretrained`.
+    `demo` is the demo model. Downloads show progress, resume after an interruption, and obey
+    `HF_HUB_OFFLINE`; where a repository holds the weights as safetensors and as pickles, the
+    pickles are not fetched. The arguments are those of transformers' `from_pretrained`.
 
     Raises:
         CheckpointError: a path that is no directory, or an adapter without its model.

@@ -18,7 +18,6 @@ from transformers.utils import logging
 
 from baichuan.errors import CheckpointError, DownloadError, UsageError
 from baichuan.hub import DEMO, local_directory
-from baichuan.language import translate
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaiChuanForCausalLM, BaichuanForCausalLM
 from baichuan.model.pretrained import read_config
