@@ -86,7 +86,10 @@ def _localized_help(text: str) -> str:
     return f"{text[: extras.start()]}[{inside}]"
 
 
-class _HelpFormatter(typer.Context.formatter_class):  # type: ignore[name-defined, misc]
+_Formatter: Any = typer.Context.formatter_class
+
+
+class _HelpFormatter(_Formatter):  # type: ignore[misc]  # its module is private to typer
     def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
         super().write_usage(prog, args, prefix or localized("Usage: "))
 
