@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from baichuan.train.progress import Progress
 
 
@@ -10,9 +12,10 @@ def state(**changes):
     return SimpleNamespace(**given)
 
 
-def test_records_become_lines(capsys):
+@pytest.mark.parametrize("without", [False, True])
+def test_records_become_lines(capsys, without):
     progress = Progress()
-    progress.on_train_begin(None, state(), None)
+    progress.on_train_begin(SimpleNamespace(disable_tqdm=without), state(), None)
     progress.on_step_end(None, state(global_step=3), None)
     logs = {"loss": 1.23456, "tokens_per_second": 1234.5}
     progress.on_log(None, state(global_step=3), None, logs=logs)
