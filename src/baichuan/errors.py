@@ -42,8 +42,9 @@ class BaichuanError(Exception):
         if isinstance(error, PermissionError):
             return cls(
                 phrase(
-                    "{path} cannot be read: permission denied. Ask its owner for `chmod a+r` on the "
-                    "file and `chmod a+rx` on its directories, or run as a user who may read it."
+                    "{path} cannot be read: permission denied. Ask its owner for `chmod a+r` on "
+                    "the file and `chmod a+rx` on its directories, or run as a user who may read "
+                    "it."
                 ),
                 path=path,
             )

@@ -58,7 +58,7 @@ def weights_by_umask(directory: Path) -> Iterator[None]:
     # The mode of an ordinary file: os.umask() cannot be asked without changing it for all threads.
     probe = _temporary_beside(directory / "mode")
     try:
-        with open(probe, "xb") as file:
+        with probe.open("xb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     finally:
         probe.unlink(missing_ok=True)

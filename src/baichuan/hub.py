@@ -96,7 +96,7 @@ def local_directory(
 def check_permission(path: Path) -> None:
     """Raise CheckpointError for a directory in which this user may not look anything up."""
     try:
-        os.stat(os.path.join(path, os.curdir))
+        (path / os.pardir).stat()
     except PermissionError as error:
         raise CheckpointError.unreadable(path, error) from error
     except (OSError, ValueError):  # there is none of this name

@@ -92,6 +92,7 @@ def load(
     if given is None:
         given = torch.float32 if name_or_path is None else _default_dtype(config, device)
     tokenizer = BaichuanTokenizer.from_pretrained(directory)
+    tokenizer.pad_within(config.vocab_size)
     # Saved again, a 7B then keeps the name by which other programs know one.
     network = BaiChuanForCausalLM if config.position_embedding == "rope" else BaichuanForCausalLM
     model = _network(network, directory, config, given, device, bits, progress)

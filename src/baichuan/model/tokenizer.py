@@ -87,6 +87,14 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped 
         pieces = self.sp_model.id_to_piece(list(range(self.vocab_size)))
         return {piece: i for i, piece in enumerate(pieces)} | dict(self.added_tokens_encoder)
 
+    def pad_within(self, size: int) -> None:
+        """Pad with `<unk>`, as published, where padding has no row in a network of `size` tokens.
+
+        Padding is masked, so which token it is makes no difference.
+        """
+        if self.pad_token_id is not None and self.pad_token_id >= size:
+            self.pad_token = self.unk_token
+
     def encode_text(self, text: str, markers: tuple[int, ...] = (195, 196)) -> list[int]:
         """Encode text as text, whatever it says: for everything that a person or a tool typed.
 
@@ -341,6 +349,6 @@ def _check_file(vocab_file: object) -> None:
             file=vocab_file,
         )
     try:
-        open(vocab_file, "rb").close()  # transformers would not say why it cannot be read
+        Path(vocab_file).open("rb").close()  # transformers would not say why it cannot be read
     except OSError as error:
         raise TokenizerError.unreadable(vocab_file, error) from error

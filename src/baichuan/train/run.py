@@ -17,6 +17,7 @@ from baichuan.checkpoint.load import DEMO
 from baichuan.hub import local_directory
 from baichuan.kernels.native import bfloat16_is_slow
 from baichuan.language import translate
+from baichuan.model.pretrained import read_config
 from baichuan.model.tokenizer import BaichuanTokenizer
 from baichuan.train import data, deepspeed, resume
 from baichuan.train.curve import require_picture, write_curve
@@ -62,6 +63,7 @@ def _train(recipe: Recipe, say: Say) -> None:
         say(translate("going on from {checkpoint}", checkpoint=checkpoint))
     directory = _directory(recipe)
     tokenizer = BaichuanTokenizer.from_pretrained(directory)
+    tokenizer.pad_within(read_config(directory).vocab_size)
     with training.main_process_first():
         splits = data.load(recipe, tokenizer)
     for notice in splits.notices:

@@ -120,6 +120,9 @@ def to_config(weights: GgufWeights, dtype: torch.dtype) -> BaichuanConfig:
         for name, theirs, default in (("bos", "bos", 1), ("eos", "eos", 2), ("pad", "padding", 0))
     }
     embedding = weights.stored["token_embd.weight"].shape
+    for name in ("bos", "eos"):  # a padding that is no token, 4294967295, is ignored
+        if not 0 <= tokens[f"{name}_token_id"] < embedding[0]:
+            raise _wrong(weights, f"tokenizer.ggml.{name}_token_id")
     fields = {
         "architectures": ["BaichuanForCausalLM" if positions == "alibi" else "BaiChuanForCausalLM"],
         "position_embedding": positions,
