@@ -154,29 +154,6 @@ def test_settings_may_begin_with_a_byte_order_mark(directory, weights):
             load(directory)
 
 
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"eos_token_id": 64_000}, "generation_config.json: eos_token_id is 64000, but"),
-        (
-            {"eos_token_id": [1000]},
-            r"eos_token_id is \[1000\], but the vocabulary has the ids 0 to",
-        ),
-        ({"user_token_id": 64_195}, "user_token_id is 64195, but the vocabulary has the ids 0 to"),
-    ],
-)
-def test_generation_settings_of_another_vocabulary(directory, weights, settings, sentence, door):
-    write(directory, weights, "safetensors")
-    unneeded = {"pad_token_id": 64_000, "bos_token_id": -1}
-    (directory / "generation_config.json").write_text(json.dumps({**settings, **unneeded}))
-    with pytest.raises(CheckpointError, match=sentence):
-        door(directory)
-    unneeded["eos_token_id"] = [2, 64_000]
-    (directory / "generation_config.json").write_text(json.dumps(unneeded))
-    read = door(directory).generation_config
-    assert (read.pad_token_id, read.bos_token_id, read.eos_token_id) == (None, None, [2])
-
-
 def test_a_7b_saved_again_is_still_known_as_one(directory, weights, family):
     write(directory, weights, "zip")
     by_baichuan(directory).save_pretrained(directory / "again")

@@ -99,6 +99,8 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
             )
         if "rope_scaling" in kwargs:  # the name before transformers 5
             kwargs["rope_parameters"] = kwargs.pop("rope_scaling")
+        if not _is_token_id(self.pad_token_id, self.vocab_size):
+            self.pad_token_id = None  # nothing needs it: padding is masked
         super().__post_init__(**kwargs)
         if self.position_embedding is None:
             self.position_embedding = self._published_position_embedding()
@@ -106,7 +108,8 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
             self.model_max_length = 4096
         self._read_rope_parameters()
         self._check_architecture()
-        self.check_token_ids()
+        for name in ("bos_token_id", "eos_token_id"):
+            check_token_ids(name, getattr(self, name), self.vocab_size)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -192,41 +195,6 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
                 size=self.vocab_size,
             )
 
-    def check_token_ids(self) -> None:
-        """Drop the ids of padding and of the beginning where the vocabulary does not have them.
-
-        The network needs neither. (Others write 4294967295 or -1 for none.)
-
-        Raises:
-            UsageError: no end of an answer is in the vocabulary.
-        """
-        for name in ("pad_token_id", "bos_token_id"):
-            if not self._has_token(getattr(self, name)):
-                setattr(self, name, None)
-        self.eos_token_id = self.ends_within(self.eos_token_id)
-
-    def ends_within(self, ids: int | list[int] | None) -> int | list[int] | None:
-        """Return those of the ids that end an answer which the vocabulary has.
-
-        Raises:
-            UsageError: it has none of them.
-        """
-        if ids is None or isinstance(ids, int):
-            within = [] if ids is None or not self._has_token(ids) else [ids]
-        else:
-            within = [i for i in ids if self._has_token(i)]
-        if ids not in (None, []) and not within:
-            raise UsageError(
-                "eos_token_id is {given}, but the vocabulary has the ids 0 to {last}: no answer "
-                "would end. Use the tokenizer and the settings of one checkpoint.",
-                given=ids,
-                last=self.vocab_size - 1,
-            )
-        return within if isinstance(ids, list) else ids
-
-    def _has_token(self, i: int | None) -> bool:
-        return i is not None and 0 <= i < self.vocab_size
-
     @property
     def head_dim(self) -> int:
         """Columns of one attention head."""
@@ -253,3 +221,28 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
                 names=", ".join(_PRESETS),
             )
         return cls(**{**_PRESETS[name], **changes})
+
+
+def check_token_ids(name: str, given: Any, size: int) -> None:
+    """Check that a setting names tokens of a vocabulary: an id, a list of ids or of lists, or None.
+
+    Raises:
+        UsageError: something else is among them.
+    """
+    if not _are_token_ids(given, size):
+        raise UsageError(
+            "{name} is {given!r}; allowed are ids of the vocabulary, 0 to {last}.",
+            name=name,
+            given=given,
+            last=size - 1,
+        )
+
+
+def _are_token_ids(given: Any, size: int) -> bool:
+    if isinstance(given, (list, tuple)):
+        return all(_are_token_ids(value, size) for value in given)
+    return given is None or _is_token_id(given, size)
+
+
+def _is_token_id(value: Any, size: int) -> bool:
+    return isinstance(value, int) and 0 <= value < size

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.files import read_text, weights_by_umask
 from baichuan.hub import local_directory
-from baichuan.model.configuration import BaichuanConfig
+from baichuan.model.configuration import BaichuanConfig, check_token_ids
 from baichuan.model.published_int8 import plan_of, read_published_int8, scale_names
 from baichuan.model.quantization import BaichuanQuantizationConfig, swap_modules
 from baichuan.weights import WeightFiles
@@ -28,6 +28,12 @@ from baichuan.weights import WeightFiles
 _INV_FREQ = "rotary_emb.inv_freq"
 _NAMED = 4
 _GENERATION = "generation_config.json"
+#: Settings of generation_config.json that name tokens; the one for padding is ignored if it cannot.
+_TOKEN_IDS = (
+    *("bos_token_id", "eos_token_id", "user_token_id", "assistant_token_id"),
+    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids"),
+)
 
 #: The arguments that say where on the hub to look; a directory found already needs none of them.
 _HUB = ("revision", "token", "cache_dir", "force_download", "subfolder", "local_files_only")
@@ -126,37 +132,25 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 def _read_generation_config(config: BaichuanConfig, directory: Path) -> GenerationConfig:
     """Read how answers are sampled; transformers would pass over a file that it cannot read.
 
-    Where there is none, old configurations hold it, as for transformers.
+    Where there is none, old configurations hold it, as for transformers. Padding that is no token
+    is ignored.
 
     Raises:
         CheckpointError: the file is damaged, or names ids that the vocabulary does not have.
     """
     path = directory / _GENERATION
     if path.is_file():
-        settings = GenerationConfig.from_dict(_read_json(path))
+        content = _read_json(path)
+        _check_token_ids(path, content, config.vocab_size)
+        settings = GenerationConfig.from_dict(content)
     else:
         path = directory / "config.json"
-        raw = _read_json(path) if path.is_file() else config
-        settings = GenerationConfig.from_model_config(raw)
-    for name in ("pad_token_id", "bos_token_id"):
-        given = getattr(settings, name)
-        if given is not None and not 0 <= given < config.vocab_size:  # neither is needed
-            setattr(settings, name, None)
-    try:
-        settings.eos_token_id = config.ends_within(settings.eos_token_id)
-    except UsageError as error:
-        raise CheckpointError("{path}: {reason}", path=path, reason=error) from error
-    for name in ("user_token_id", "assistant_token_id"):
-        given = getattr(settings, name, None)
-        if given is not None and not 0 <= given < config.vocab_size:
-            raise CheckpointError(
-                "{path}: {name} is {given}, but the vocabulary has the ids 0 to {last}. Fetch the "
-                "file that belongs to these weights.",
-                path=path,
-                name=name,
-                given=given,
-                last=config.vocab_size - 1,
-            )
+        settings = GenerationConfig.from_model_config(
+            _read_json(path) if path.is_file() else config
+        )
+    pad = settings.pad_token_id
+    if pad is not None and not 0 <= pad < config.vocab_size:
+        settings.pad_token_id = config.pad_token_id
     return settings
 
 
@@ -191,6 +185,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError("{path} holds no table of settings. Fetch the file again.", path=path)
     return content
+
+
+def _check_token_ids(path: Path, content: Mapping[str, Any], size: int) -> None:
+    """Check the token ids in a generation_config.json against the size of the vocabulary."""
+    try:
+        for name in _TOKEN_IDS:
+            check_token_ids(name, content.get(name), size)
+    except UsageError as error:
+        raise CheckpointError(
+            "{path} cannot be used: {why} Correct it, or fetch the file that belongs to the "
+            "weights.",
+            path=path,
+            why=error,
+        ) from error
 
 
 def refuse_quantized(config: BaichuanConfig, weights: WeightFiles) -> None:

@@ -1,6 +1,7 @@
 """`baichuan.load`: what it chooses by default, and what it says of a wrong argument."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,56 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(unprivileged, name):
         baichuan.load(directory)
     (directory / name).chmod(0o700)
     baichuan.load(directory)
+
+
+def changed(saved, directory, file, **settings):
+    """Copy the checkpoint with settings in one of its files changed."""
+    shutil.copytree(saved, directory, dirs_exist_ok=True)
+    path = directory / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    return directory
+
+
+@pytest.mark.parametrize("value", [1000, 64_000, -1])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_padding_that_is_no_token_is_ignored(saved, tmp_path, file, value):
+    model, tokenizer = baichuan.load(changed(saved, tmp_path, file, pad_token_id=value))
+    assert model.config.pad_token_id == (None if file == "config.json" else 0)
+    batch = tokenizer(["one two three", "one"], padding=True, return_tensors="pt")
+    ids = model.generate(**batch, max_new_tokens=2)
+    assert int(ids.max()) < 1000
+    ids = torch.arange(990, 1000).flip(0)[None]
+    model(ids, labels=ids).loss.backward()
+    assert model.get_input_embeddings().weight.grad[999].any()  # -1 is no row, not the last one
+
+
+def test_padding_that_the_tokenizer_adds_without_a_row_is_ignored(saved, tmp_path):
+    directory = changed(saved, tmp_path, "tokenizer_config.json", pad_token="[PAD]")
+    assert baichuan.BaichuanTokenizer.from_pretrained(directory).pad_token_id == 1000
+    assert baichuan.load(directory)[1].pad_token_id == 0
+    model = baichuan.BaichuanForCausalLM.from_pretrained(saved)
+    model.resize_token_embeddings(1001)
+    model.save_pretrained(directory)
+    assert baichuan.load(directory)[1].pad_token_id == 1000
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "eos_token_id", 1000),
+        ("config.json", "eos_token_id", [2, 64_000]),
+        ("config.json", "bos_token_id", -1),
+        ("generation_config.json", "eos_token_id", [2, 1000]),
+        ("generation_config.json", "user_token_id", 1000),
+        ("generation_config.json", "assistant_token_id", "196"),
+        ("generation_config.json", "suppress_tokens", [5, 1000]),
+        ("generation_config.json", "bad_words_ids", [[5], [7, 1000]]),
+    ],
+)
+def test_a_setting_that_names_no_token_is_refused(saved, tmp_path, file, key, value):
+    message = rf"{file} cannot be used: {key} is {re.escape(repr(value))}; allowed are .* 0 to 999"
+    with pytest.raises(CheckpointError, match=message):
+        baichuan.load(changed(saved, tmp_path, file, **{key: value}))
 
 
 @pytest.mark.parametrize(
