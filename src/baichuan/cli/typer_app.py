@@ -86,7 +86,7 @@ def _localized_help(text: str) -> str:
     return f"{text[: extras.start()]}[{inside}]"
 
 
-class _HelpFormatter(typer.Context.formatter_class):  # type: ignore[name-defined, misc]
+class _HelpFormatter(typer.Context.formatter_class):  # type: ignore[valid-type, misc]
     def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
         super().write_usage(prog, args, prefix or localized("Usage: "))
 
