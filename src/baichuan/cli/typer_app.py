@@ -140,7 +140,7 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
     except _CommandLineError as error:
         _show_error(error)
         code = 2
-    raise SystemExit(code)
+    raise SystemExit(code or 0)
 
 
 def _show_error(error: Any) -> None:
