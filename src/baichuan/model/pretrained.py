@@ -183,10 +183,10 @@ def _check_generation(path: Path, size: int) -> None:
 
 def _ignore_foreign_padding(model: Any) -> None:
     """Take the network's padding where generation_config.json names a token that there is not."""
-    generation, config = getattr(model, "generation_config", None), model.config
-    pad = getattr(generation, "pad_token_id", None)
-    if pad is not None and not 0 <= pad < config.vocab_size:
-        generation.pad_token_id = config.pad_token_id
+    generation = getattr(model, "generation_config", None) or GenerationConfig()
+    pad = generation.pad_token_id
+    if pad is not None and not 0 <= pad < model.config.vocab_size:
+        generation.pad_token_id = model.config.pad_token_id
 
 
 def refuse_quantized(config: BaichuanConfig, weights: WeightFiles) -> None:
