@@ -11,6 +11,7 @@ from tests.conftest import tiny_config
 import baichuan
 from baichuan.checkpoint.load import load_draft
 from baichuan.errors import CheckpointError, TokenizerError, UsageError
+from baichuan.hub import DEMO
 
 
 @pytest.fixture(scope="module")
