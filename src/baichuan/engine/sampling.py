@@ -238,6 +238,17 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
+def check_finite(logits: Tensor) -> None:
+    """Raise NumericalError if a logit of any shape is NaN, or the largest is infinite."""
+    if not math.isfinite(largest := float(logits.max())):  # a NaN is the largest
+        raise NumericalError(
+            "The model computed the logit {value}, which is not finite: its weights are damaged, "
+            "or their values overflow in this dtype. Check the checkpoint, or load it with dtype "
+            "float32.",
+            value=largest,
+        )
+
+
 class Sampler:
     """The choice of tokens of one sequence: parameters, random numbers, the tokens seen so far.
 
@@ -267,13 +278,7 @@ class Sampler:
         Raises:
             NumericalError: a logit is NaN or the largest is infinite.
         """
-        if not math.isfinite(largest := float(logits.max())):  # a NaN is the largest
-            raise NumericalError(
-                "The model computed the logit {value}, which is not finite, so there is no next "
-                "token: its weights are damaged, or their values overflow in this dtype. Check the "
-                "checkpoint, or load it with dtype float32.",
-                value=largest,
-            )
+        check_finite(logits)
         penalized = self._constrained(self._penalized(logits))
         if self.params.temperature == 0:
             token = int(penalized.argmax())

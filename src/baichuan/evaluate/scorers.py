@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from baichuan.engine.cache import Chunk, DecoderModel, SequenceCache
+from baichuan.engine.sampling import check_finite
 from baichuan.errors import UsageError
 from baichuan.evaluate.batches import Row, packed, rows_of
 from baichuan.evaluate.data import LETTERS
@@ -239,5 +240,6 @@ class TransformersScorer:
 
 
 def _of_letters(batch: Sequence[Row], logits: Tensor, letters: list[int]) -> Scores:
+    check_finite(logits)
     picked = logits[:, letters].float().tolist()
     return {row.index: tuple(four) for row, four in zip(batch, picked, strict=True)}

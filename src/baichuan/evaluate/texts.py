@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from baichuan.engine.cache import Chunk, DecoderModel
+from baichuan.engine.sampling import check_finite
 from baichuan.errors import DataError, UsageError
 from baichuan.files import read_text
 
@@ -183,6 +184,7 @@ def _predicted(
         for first in range(done - 1, end - 1, _PIECE):
             piece = ids[first : min(first + _PIECE, end - 1)]
             (logits,) = model.forward_chunks([Chunk(piece, cache, logits=len(piece))])
+            check_finite(logits)
             yield logits, torch.tensor(ids[first + 1 : first + 1 + len(piece)])
         done = end
 

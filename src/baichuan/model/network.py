@@ -7,6 +7,7 @@ bits (linears may be swapped from outside) or of text (chatting.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from baichuan.engine.cache import Batch, BlockPool, Chunk, SequenceCache
-from baichuan.errors import UsageError
+from baichuan.errors import NumericalError, UsageError
 from baichuan.model import decoding
 from baichuan.model.chatting import ChatMixin
 from baichuan.model.configuration import BaichuanConfig
@@ -176,6 +177,7 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
 
     # Read only if the configuration says tie_word_embeddings, which the published ones do not.
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _has_finite_weights = False  # not known yet
 
     def __init__(self, config: BaichuanConfig) -> None:
         super().__init__(config)
@@ -274,6 +276,9 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
 
         Returns:
             Per chunk float32 logits [chunk.logits, vocabulary] on the CPU or GPU of the head.
+
+        Raises:
+            NumericalError: they are not finite, for a weight is not; names it.
         """
         if self.training:  # gradient checkpointing would drop the cache, LoRA would drop weights
             return self._in_evaluation(chunks)
@@ -287,7 +292,23 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         if not batch.wanted:
             return [hidden.new_empty((0, self.config.vocab_size)) for _ in chunks]
         logits = self.lm_head(hidden[0]).float()
+        if not bool(logits.sum().isfinite()):
+            self._refuse_damaged_weights()
         return list(logits.split([chunk.logits for chunk in chunks]))
+
+    def _refuse_damaged_weights(self) -> None:
+        """Raise NumericalError that names a weight which is not finite, if there is one."""
+        if self._has_finite_weights:  # a sound network can overflow, request after request
+            return
+        for name, tensor in chain(self.named_parameters(), self.named_buffers()):
+            in_memory = tensor.is_floating_point() and not tensor.is_meta
+            if in_memory and not bool(tensor.isfinite().all()):
+                raise NumericalError(
+                    "The model's outputs are not finite, for {name} holds NaN or infinity: the "
+                    "checkpoint is damaged, or its training diverged. Use another one.",
+                    name=name,
+                )
+        self._has_finite_weights = True
 
     def _in_evaluation(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """Run chunks in evaluation mode; every module is left as it was."""

@@ -97,7 +97,7 @@ def test_logits_that_are_not_finite_end_the_answer_with_a_sentence(
     with torch.no_grad():
         model.lm_head.weight[700] = value
     params = PLAIN.changed(temperature=temperature, seed=1)
-    with pytest.raises(NumericalError, match=r"logit (nan|inf), which is not finite"):
+    with pytest.raises(NumericalError, match=r"lm_head.weight holds NaN or infinity"):
         run(engine, prompt_of(5), params)
     assert engine.running == 0
 

@@ -1,5 +1,6 @@
 """Scores do not depend on how prompts are computed: shared beginnings, batches, other classes."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from tests.conftest import tiny_config
 from transformers.utils import logging
 
 import baichuan
-from baichuan.errors import UsageError
+from baichuan.errors import NumericalError, UsageError
 from baichuan.evaluate.batches import packed, rows_of
 from baichuan.evaluate.data import read_data
 from baichuan.evaluate.prompts import Prompt, PromptMaker, scheme_of
@@ -157,6 +158,17 @@ def test_the_shared_beginning_is_computed_once(demo, make_data):
     shared = rows_of(asked, ids)[0].shared
     assert passed == [shared, sum(map(len, ids)) - 5 * shared]
     assert shared > 200
+
+
+@pytest.mark.parametrize("kind", [BaichuanScorer, TransformersScorer])
+def test_logits_that_are_no_numbers_are_no_scores(demo, make_data, kind):
+    model, tokenizer = demo
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.lm_head.weight[7] = float("nan")
+    asked = prompts(make_data("cmmlu", ["agronomy"]), "cmmlu", "agronomy")
+    with pytest.raises(NumericalError, match="not finite"):
+        scores(kind(broken, tokenizer, "piece"), asked)
 
 
 def test_letters_have_four_ids(demo):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import baichuan
 from baichuan.engine.cache import Chunk
-from baichuan.errors import UsageError
+from baichuan.errors import NumericalError, UsageError
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -282,3 +282,34 @@ def test_published_numbers_of_parameters(preset, count):
     with torch.device("meta"):
         net = baichuan.BaichuanForCausalLM(baichuan.BaichuanConfig.preset(preset))
     assert sum(p.numel() for p in net.parameters()) == count
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_the_weight_that_makes_logits_no_numbers_is_named(model, bits):
+    name = "model.layers.1.mlp.up_proj"
+    if bits is not None:
+        model.quantize(bits)
+    with torch.no_grad():
+        up = model.get_submodule(name)
+        (up.weight if bits is None else up.scales).view(-1)[3] = float("nan")
+    chunk = Chunk([5, 6, 7], model.new_cache())
+    tensor = "weight" if bits is None else "scales"
+    with pytest.raises(NumericalError, match=rf"{name}.{tensor} holds NaN or infinity"):
+        model.forward_chunks([chunk])
+
+
+def test_an_overflow_of_a_sound_network_ends_one_request(model):
+    with torch.no_grad():
+        hidden = model.model(torch.tensor([[9], [5]])).last_hidden_state[:, 0]
+        apart = (hidden[0].abs() > 1.3) & (hidden[1].abs() < 1)
+        place = int(apart.nonzero()[0])
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[3, place] = 3e38 * hidden[0, place].sign()
+    engine = baichuan.Engine(model, str)
+    params = baichuan.SamplingParams(max_tokens=2)
+    overflows, sound = engine.add([9], params), engine.add([5], params)
+    steps = engine.step()
+    assert [step.request for step in steps] == [sound]
+    assert list(engine.failed) == [overflows]
+    with pytest.raises(NumericalError, match="overflow in this dtype"):
+        raise engine.failed[overflows]
