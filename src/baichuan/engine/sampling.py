@@ -143,13 +143,20 @@ class SamplingParams:
             ContextLengthError: there is no room for that.
         """
         room = context - prompt_tokens
-        if room < (asked or 1):
+        if asked is None and room < 1:
+            raise ContextLengthError(
+                "A prompt and its answer may have {context} tokens together here, but the prompt "
+                "alone has {prompt}; shorten it.",
+                context=context,
+                prompt=prompt_tokens,
+            )
+        if asked is not None and room < asked:
             raise ContextLengthError(
                 "A prompt and its answer may have {context} tokens together here, but the prompt "
                 "has {prompt} and max_tokens asks for {asked}; shorten one of them.",
                 context=context,
                 prompt=prompt_tokens,
-                asked=asked or 1,
+                asked=asked,
             )
         return self.changed(max_tokens=min(self.max_tokens, room))
 

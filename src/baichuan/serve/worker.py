@@ -249,18 +249,7 @@ class Worker:
         """
         eos = {} if self._defaults.eos_token_id is not None else {"eos_token_ids": self._ends}
         params = SamplingParams.from_generation_config(self._defaults, **eos, **settings)
-        context = self.context_length
-        room = context - prompt_tokens
-        asked = settings.get("max_tokens")
-        if room < (asked or 1):
-            raise ContextLengthError(
-                "A prompt and its answer may have {context} tokens together here, but the prompt "
-                "has {prompt} and max_tokens asks for {asked}; shorten one of them.",
-                context=context,
-                prompt=prompt_tokens,
-                asked=asked or 1,
-            )
-        return params.changed(max_tokens=min(params.max_tokens, room))
+        return params.within(self.context_length, prompt_tokens, settings.get("max_tokens"))
 
     @property
     def _ends(self) -> tuple[int, ...]:
