@@ -36,8 +36,11 @@ const copySelected = () => {
 navigator.clipboard ? navigator.clipboard.writeText(text).catch(copySelected) : copySelected();
 """
 
-#: The menu's last line, which advertises. A style is no text, so nothing is shown in its place.
-_STYLE = "<style>[role=menu] + :has(.stMenuVersionCopyButton) { display: none }</style>"
+#: What Streamlit shows and a reader does not need: the menu's last line, which advertises, and a
+#: second Stop, which ends a drawing of the page instead of the answer.
+_STYLE = """<style>
+[role=menu] + :has(.stMenuVersionCopyButton), [data-testid=stStatusWidget] { display: none }
+</style>"""
 
 
 def show_end() -> None:

@@ -134,7 +134,7 @@ class LocalModel:
         if options.draft is not None:
             draft = load_draft(options.draft, tokenizer, device=options.device)
         self._model, self._tokenizer = model, tokenizer
-        self.context = model.config.context_length
+        self.context: int | None = model.config.context_length
         room = tokens_that_fit(model, _CONTEXTS, draft)
         self._runner = Runner(
             model.engine(tokenizer, cache_tokens=room, speculate=options.speculate, draft=draft)
@@ -211,7 +211,7 @@ class RemoteModel:
         self._model = models[0].id
         self.name = f"{self._model} · {base.split('://')[-1].removesuffix('/v1')}"
         self.is_demo = False
-        self.context = None
+        self.context: int | None = None
         self.defaults: Mapping[str, Any] = dict.fromkeys(SETTINGS)
 
     def answer(self, conversation: Transcript, settings: Mapping[str, Any]) -> Reply:

@@ -16,7 +16,7 @@ from baichuan.web.browser import copy, draw_scripts, show_end
 from baichuan.web.markdown import for_streamlit, plain
 from baichuan.web.models import Model, open_model
 from baichuan.web.options import Options
-from baichuan.web.session import attempt, choose_language, current_talk
+from baichuan.web.session import attempt, choose_language, current_talk, succeeds
 from baichuan.web.sidebar import Asked, draw_sidebar
 from baichuan.web.talk import Talk
 
@@ -217,7 +217,7 @@ def _draw_bottom(talk: Talk, asked: Asked) -> None:
     if "unsent" in st.session_state:  # to be shortened, or sent with another setting
         st.session_state.message = st.session_state.pop("unsent")
     if text := st.chat_input(translate("Message"), key="message"):
-        if not attempt(talk.say, text, *asked):
+        if not succeeds(talk.say, text, *asked):
             st.session_state.unsent = text
         st.rerun()
 

@@ -39,9 +39,14 @@ def choose_language() -> None:
     speak(st.session_state.language)
 
 
-def attempt(act: Callable[..., None], *arguments: Any) -> bool:
-    """Do what a button says, and say whether it was done; else the next drawing shows why not."""
+def attempt(act: Callable[..., None], *arguments: Any) -> None:
+    """Do what a button says; a user's error is shown when the page is drawn next."""
     choose_language()  # Streamlit calls back before it runs the page
+    succeeds(act, *arguments)
+
+
+def succeeds(act: Callable[..., None], *arguments: Any) -> bool:
+    """Do something, and say whether it was done; else the next drawing shows why not."""
     try:
         act(*arguments)
     except BaichuanError as error:

@@ -67,13 +67,12 @@ def _draw_list(talk: Talk, model: Model) -> None:
     for number, entry in enumerate(entries[:_LISTED]):
         if number == place:
             _draw_undo(deleted, talk, model)
-        with st.container(horizontal=True, gap="small", wrap=False):
+        with st.container(horizontal=True, horizontal_alignment="distribute", wrap=False):
             st.button(
                 plain(entry.title),
                 key=f"open-{entry.name}",
                 icon=":material/chat_bubble:" if entry.name == talk.name else None,
                 type="tertiary",
-                width="stretch",
                 wrap=False,
                 on_click=go_to,
                 args=(entry.name,),

@@ -221,7 +221,7 @@ def test_an_answer_that_cannot_be_saved_says_so_and_is_shown(talk, model, monkey
     def refuse(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("pathlib.Path.replace", refuse)
     model.replies[0].say("first")
     assert talk.answer.wait(10)
     assert "is not saved" in talk.answer.error
