@@ -44,7 +44,7 @@ def test_curl(server):
 
 def test_options():
     _, options = said([sys.executable, "-m", "baichuan.cli.main", "serve", "--help"]).split("\n", 1)
-    assert blocks("text") == [f"Usage: baichuan serve [OPTIONS] [model]\n{options}"]
+    assert blocks("text") == [f"Usage: baichuan serve [OPTIONS] [MODEL]\n{options}"]
 
 
 def test_every_figure_is_explained(server):

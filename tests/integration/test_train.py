@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from baichuan.train.arguments import parse
 from baichuan.train.data import Collator
 from baichuan.train.data import load as load_rows
-from baichuan.train.resume import is_whole, last_checkpoint
+from baichuan.train.resume import is_whole, last_checkpoint, last_weights
 from baichuan.train.run import run
 from baichuan.train.trainer import UNFINISHED
 
@@ -77,16 +77,16 @@ def test_freeze_changes_the_last_layer_alone(command, small, tmp_path):
 def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(unprivileged):
     (unprivileged / "checkpoint-2").mkdir()
     state, weights = (
-        unprivileged / "checkpoint-2" / n for n in ("trainer_state.json", "x.safetensors")
+        unprivileged / "checkpoint-2" / n for n in ("trainer_state.json", "model.safetensors")
     )
     state.write_text("{}")
     save_file({"a": torch.ones(2)}, weights)
     for path in (state, weights):
         path.chmod(0)
         with pytest.raises(CheckpointError, match=rf"^{path} cannot be read: permission denied"):
-            last_checkpoint(unprivileged)
+            last_weights(unprivileged)
         path.chmod(0o600)
-    assert last_checkpoint(unprivileged) == unprivileged / "checkpoint-2"
+    assert last_weights(unprivileged) == unprivileged / "checkpoint-2"
 
 
 @pytest.mark.parametrize("bits", [None, "4", "8"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,8 +14,6 @@ from dataclasses import asdict
 from functools import cached_property, partial
 from multiprocessing.connection import Connection
 from typing import Any, cast
-
-from transformers.utils.logging import disable_progress_bar
 
 from baichuan.checkpoint.load import load, load_draft
 from baichuan.engine.runner import Request, Runner
@@ -72,8 +69,6 @@ def main(connection: Connection, options: WorkerOptions) -> None:
         with sending:
             connection.send(replies)
 
-    if options.model is None or not sys.stderr.isatty():
-        disable_progress_bar()
     try:
         model, tokenizer = load(options.model, **options.where)
         draft = None

@@ -110,8 +110,6 @@ class LocalModel:
     """A model in this process, with one engine for all conversations."""
 
     def __init__(self, options: Options) -> None:
-        from transformers.utils import logging
-
         from baichuan.checkpoint.load import base_of_adapter, load, load_draft
         from baichuan.engine.runner import Runner
         from baichuan.model.budget import tokens_that_fit
@@ -120,8 +118,6 @@ class LocalModel:
         if name is None and options.adapter is not None:
             name = base_of_adapter(Path(options.adapter))
         self.is_demo = name is None
-        if self.is_demo:
-            logging.disable_progress_bar()  # over before one sees it
         model, tokenizer = load(
             name,
             adapter=options.adapter,

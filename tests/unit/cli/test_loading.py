@@ -39,7 +39,7 @@ def test_nobody_watching_sees_nothing(monkeypatch, capsys):
 @pytest.mark.parametrize("where", [{}, {"bits": 8}, {"dtype": "bfloat16"}])
 def test_one_bar_at_most_and_it_is_ours(where, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()  # whatever other tests did
     load_model(str(DEMO), **where)
     shown = capsys.readouterr().err
     assert "Loading weights" not in shown
