@@ -77,7 +77,7 @@ def run_train(arguments: Sequence[str]) -> None:
 
 
 def _with_model_flag(arguments: Sequence[str]) -> list[str]:
-    """Give the model its flag, where it stands first or is given as the other commands take it."""
+    """Return the arguments with the model behind its flag, however it was given."""
     given = [
         re.sub(r"^(-m|--model)(?==|$)", "--model_name_or_path", argument) for argument in arguments
     ]

@@ -34,7 +34,7 @@ class TopLogprob(BaseModel):
 
 
 class ChatLogprob(TopLogprob):
-    """A chosen token and the likeliest in its place."""
+    """A chosen token and the most likely ones in its place."""
 
     top_logprobs: list[TopLogprob]
 

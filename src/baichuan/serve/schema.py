@@ -1,6 +1,6 @@
 """The bodies of requests as OpenAI's clients write them. Knows pydantic only.
 
-Types are strict, so that a wrong one is refused and never guessed. A null is absent. A field that
+Types are strict, so that a wrong one is refused and never converted. A null is absent. A field that
 there is not is refused, for it might change the answer; those that change none (`user`, `metadata`,
 `store`, ...) are listed, and ignored.
 """

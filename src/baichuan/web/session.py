@@ -70,7 +70,7 @@ def current_talk(model: Model) -> Talk:
 
 
 def talk_named(model: Model, name: str) -> Talk:
-    """Give a conversation of whoever sits before this page."""
+    """Return a conversation of this browser's user."""
     earlier = st.session_state.setdefault("earlier", {})
     return Talk(model, conversations(), name, _answers(), earlier)
 

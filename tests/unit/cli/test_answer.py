@@ -117,7 +117,7 @@ def test_long_answers_scroll_while_they_come(name, every_step_drawn):
 
 
 def row(screen: pyte.Screen, y: int, width: int) -> str:
-    """Give a row's text up to its last cell that shows anything, be it a background."""
+    """Return a row's text up to its last cell that shows anything, be it a background."""
     cells = [screen.buffer[y][x] for x in range(width)]
     while cells and cells[-1].data == " " and cells[-1].bg == "default":
         cells.pop()
@@ -125,7 +125,7 @@ def row(screen: pyte.Screen, y: int, width: int) -> str:
 
 
 def resized(output: str, change: list[tuple[int, int]]) -> str:
-    """Give all characters on a terminal that wraps old lines anew at each change of its width.
+    """Return all characters of a terminal that wraps old lines anew at each change of its width.
 
     Args:
         output: everything that was printed.
