@@ -46,7 +46,7 @@ def write_at_one_stroke(target: Path, content: bytes, *, private: bool = False) 
 
 @contextmanager
 def weights_by_umask(directory: Path) -> Iterator[None]:
-    """Let the safetensors files that the body writes into a directory have the mode of any new file.
+    """Let safetensors files that the body writes into a directory have the mode of any new file.
 
     safetensors writes, since 0.8, a temporary file that its owner alone may read, and renames it.
     """
