@@ -106,11 +106,19 @@ def is_model_name(name: str) -> bool:
 
 
 def _checked(directory: Path) -> Path:
-    """Refuse a directory that holds an adapter alone."""
-    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
+    """Refuse a directory that holds an adapter, alone or beside a model."""
+    if not (directory / "adapter_config.json").is_file():
+        return directory
+    if not (directory / "config.json").is_file():
         raise CheckpointError(
             "{path} is a LoRA adapter, not a whole model. Give it with --adapter {path} (in Python "
             "adapter={path!r}); the model it was trained on is then found by itself.",
+            path=str(directory),
+        )
+    if any(directory.glob("adapter_model*")):  # transformers would attach it without a word
+        raise CheckpointError(
+            "{path} holds a model and a LoRA adapter (adapter_config.json). Move the adapter to a "
+            "directory of its own and give it with --adapter, or delete it.",
             path=str(directory),
         )
     return directory

@@ -193,3 +193,12 @@ def test_what_is_neither_a_path_nor_a_name(typo, tmp_path, monkeypatch):
 def test_an_argument_that_there_is_not():
     with pytest.raises(TypeError, match="revison"):
         local_directory(NAME, revison="main")
+
+
+def test_a_model_beside_an_adapter_is_refused(tmp_path):
+    for name in ("config.json", "model.safetensors", "adapter_config.json"):
+        (tmp_path / name).write_text("{}")
+    assert local_directory(tmp_path) == tmp_path  # what a repository's *.json may hold
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(CheckpointError, match="holds a model and a LoRA adapter"):
+        local_directory(tmp_path)
