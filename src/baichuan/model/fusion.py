@@ -8,6 +8,7 @@ written once and knows no bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 from torch import Tensor, nn
@@ -27,13 +28,15 @@ class RMSNorm(Protocol):
         ...
 
 
-def normalized(norm: nn.Module, linear: nn.Module, x: Tensor) -> tuple[Tensor, ops.Norm | None]:
-    """Apply a norm, or leave it to the linear layer behind it.
+def normalized(
+    norm: nn.Module, linears: Sequence[nn.Module], x: Tensor
+) -> tuple[Tensor, ops.Norm | None]:
+    """Apply a norm, or leave it to the linear layers behind it if all of them can.
 
     Returns:
         norm(x) and None; or x and what `project` and `gated` are to compute.
     """
-    if isinstance(linear, QuantizedLinear) and not is_hooked(norm):
+    if all(isinstance(linear, QuantizedLinear) for linear in linears) and not is_hooked(norm):
         rms_norm = cast(RMSNorm, norm)
         return x, ops.Norm(rms_norm.weight, rms_norm.eps)
     return cast(Tensor, norm(x)), None
@@ -45,6 +48,7 @@ def project(
     """Return residual + linear(norm(x)), for x [..., columns]; a norm is for quantized layers."""
     if isinstance(linear, QuantizedLinear):
         return cast(Tensor, linear(x, norm=norm, residual=residual))
+    assert norm is None, "normalized() applies it where a layer cannot"
     y = linear(x)
     return cast(Tensor, y if residual is None else residual + y)
 

@@ -233,7 +233,7 @@ class BaichuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
     ) -> Tensor:
         """Map x [batch, positions, hidden] to the same shape, or to the rows `wanted` alone."""
         attention, mlp = self.self_attn, self.mlp
-        normed, norm = normalized(self.input_layernorm, attention.W_pack, x)
+        normed, norm = normalized(self.input_layernorm, (attention.W_pack,), x)
         x = attention(normed, x, norm, mask, rotary, cache, wanted)
-        normed, norm = normalized(self.post_attention_layernorm, mlp.gate_proj, x)
+        normed, norm = normalized(self.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj), x)
         return cast(Tensor, mlp(normed, x, norm))

@@ -67,6 +67,14 @@ def test_a_saved_adapter_gives_the_same_answers(kind, adapted):
     assert (logits(loaded) - logits(network(*kind))).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_adapter_on_some_of_the_layers_leaves_the_others_as_they_are(kind, target):
+    """Norm, gate and sum are fused with quantized layers only where all layers concerned are."""
+    untrained = LoraConfig(r=4, target_modules=[target])  # which changes nothing yet
+    adapted = get_peft_model(network(*kind), with_quantized(untrained)).eval()
+    torch.testing.assert_close(logits(adapted), logits(network(*kind)), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [(None, "blocks")], indirect=True)
 def test_peft_itself_loads_it(adapted):
     model, directory = adapted
