@@ -326,8 +326,16 @@ def test_delete_and_undo(tab, home):
 
 def test_settings_stand_above_a_long_list(tab, home):
     for number in range(40):
-        plant(home, f"0123456789abce{number:02x}", [f"question {number}", "answer"])
+        title = f"question {number}" + " of many words" * (number % 2 * 4)
+        plant(home, f"0123456789abce{number:02x}", [title, "answer"])
     tab.open()
+    deletes = tab.page.locator("[class*=st-key-delete-0123456789abce] button:visible")
+    tab.expect(deletes).not_to_have_count(0)
+    titles = tab.page.locator("[class*=st-key-open-0123456789abce] p")
+    assert len({round(title.bounding_box()["x"]) for title in titles.all()}) == 1
+    inside = tab.page.get_by_test_id("stSidebar").bounding_box()["width"]
+    for box in (button.bounding_box() for button in deletes.all()):
+        assert box["x"] + box["width"] <= inside
     for name in ("Settings", "Export and import", "English"):
         tab.expect(tab.page.get_by_text(name, exact=True).first).to_be_in_viewport()
     tab.page.get_by_test_id("stMainMenuButton").click()

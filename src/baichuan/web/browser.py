@@ -36,10 +36,11 @@ const copySelected = () => {
 navigator.clipboard ? navigator.clipboard.writeText(text).catch(copySelected) : copySelected();
 """
 
-#: What Streamlit shows and a reader does not need: the menu's last line, which advertises, and a
-#: second Stop, which ends a drawing of the page instead of the answer.
+#: Hide what a reader does not need: the menu's last line, which advertises, and a second Stop,
+#: which ends a drawing of the page instead of the answer. Titles in the list begin at the left.
 _STYLE = """<style>
 [role=menu] + :has(.stMenuVersionCopyButton), [data-testid=stStatusWidget] { display: none }
+[class*=st-key-open-] button > div { justify-content: flex-start }
 </style>"""
 
 

@@ -67,12 +67,13 @@ def _draw_list(talk: Talk, model: Model) -> None:
     for number, entry in enumerate(entries[:_LISTED]):
         if number == place:
             _draw_undo(deleted, talk, model)
-        with st.container(horizontal=True, horizontal_alignment="distribute", wrap=False):
+        with st.container(horizontal=True, gap="small", wrap=False):
             st.button(
                 plain(entry.title),
                 key=f"open-{entry.name}",
                 icon=":material/chat_bubble:" if entry.name == talk.name else None,
                 type="tertiary",
+                width="stretch",  # as wide as the row allows: a long title leaves room to delete it
                 wrap=False,
                 on_click=go_to,
                 args=(entry.name,),
