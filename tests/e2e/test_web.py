@@ -229,10 +229,13 @@ def scroll_up(tab):
     """Turn the wheel until something else is shown; give where the page stands then."""
     main = tab.page.locator("#stMain")
     main.hover(position={"x": 300, "y": 200})
-    for _ in range(10):
-        tab.page.mouse.wheel(0, -150)
-        tab.page.wait_for_timeout(50)
-    tab.page.wait_for_timeout(500)
+    for _ in range(20):  # a busy page notices late, and jumps back once or twice
+        for _ in range(10):
+            tab.page.mouse.wheel(0, -150)
+            tab.page.wait_for_timeout(50)
+        tab.page.wait_for_timeout(500)
+        if not tab.page.evaluate(IN_VIEW, MESSAGE):
+            break
     assert not tab.page.evaluate(IN_VIEW, MESSAGE)
     return main.evaluate("main => main.scrollTop")
 
@@ -301,9 +304,12 @@ def test_copy(chromium, address, home, clipboard):
     for number in (0, 1, 1):
         tab.page.locator(f".st-key-copy-{number} button").first.click()
         tab.page.locator("[data-test-script-state=notRunning]").wait_for()
-        tab.page.wait_for_timeout(300)
-        tab.input.fill("")
-        tab.input.press("Control+V")
+        for _ in range(100):  # the page's script runs a moment after the page is drawn
+            tab.page.wait_for_timeout(300)
+            tab.input.fill("")
+            tab.input.press("Control+V")
+            if tab.input.input_value() == texts[number]:
+                break
         tab.expect(tab.input).to_have_value(texts[number])
     assert tab.trouble == []
     tab.context.close()

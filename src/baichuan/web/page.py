@@ -16,7 +16,7 @@ from baichuan.web.browser import copy, draw_scripts, show_end
 from baichuan.web.markdown import for_streamlit, plain
 from baichuan.web.models import Model, open_model
 from baichuan.web.options import Options
-from baichuan.web.session import attempt, choose_language, current_talk, succeeds
+from baichuan.web.session import attempt, choose_language, current_talk, forget_trouble, succeeds
 from baichuan.web.sidebar import Asked, draw_sidebar
 from baichuan.web.talk import Talk
 
@@ -80,15 +80,13 @@ def _draw_messages(talk: Talk, model: Model, asked: Asked) -> None:
             with st.chat_message("assistant", avatar=_AVATARS["assistant"]):
                 st.markdown(for_streamlit(answer.text))
         st.error(plain(answer.error))
-    _draw_trouble(keep=running is not None)
+    _draw_trouble()
 
 
-def _draw_trouble(keep: bool) -> None:
-    """Show what could not be done; the page is drawn anew, unasked, when an answer ends."""
+def _draw_trouble() -> None:
+    """Show what could not be done."""
     for trouble in st.session_state.get("trouble", []):
         st.error(plain(trouble))
-    if not keep:
-        st.session_state.trouble = []
 
 
 def _draw_welcome(talk: Talk, model: Model, asked: Asked) -> None:
@@ -217,6 +215,7 @@ def _draw_bottom(talk: Talk, asked: Asked) -> None:
     if "unsent" in st.session_state:  # to be shortened, or sent with another setting
         st.session_state.message = st.session_state.pop("unsent")
     if text := st.chat_input(translate("Message"), key="message"):
+        forget_trouble()
         if not succeeds(talk.say, text, *asked):
             st.session_state.unsent = text
         st.rerun()
@@ -236,8 +235,9 @@ def _button(kind: str, label: str, act: Any, *arguments: Any, off: bool = False)
         icon=_ICONS[kind],
         key=f"do-{kind}",
         disabled=off,
-        on_click=attempt,
-        args=(act, *arguments),
+        # Whoever stops an answer has not read the errors yet that came meanwhile.
+        on_click=act if kind == "stop" else attempt,
+        args=() if kind == "stop" else (act, *arguments),
     )
 
 

@@ -40,13 +40,23 @@ def choose_language() -> None:
 
 
 def attempt(act: Callable[..., None], *arguments: Any) -> None:
-    """Do what a button says; a user's error is shown when the page is drawn next."""
+    """Do what a button says; a user's error is shown until the next thing is done."""
     choose_language()  # Streamlit calls back before it runs the page
+    forget_trouble()
     succeeds(act, *arguments)
 
 
+def forget_trouble() -> None:
+    """Take the errors away that the page shows, for something else is done now."""
+    st.session_state.trouble = []
+
+
 def succeeds(act: Callable[..., None], *arguments: Any) -> bool:
-    """Do something, and say whether it was done; else the next drawing shows why not."""
+    """Do something, and say whether it was done; else the page shows why not.
+
+    Streamlit draws the page anew for reasons of its own, when an answer ends, for example; so an
+    error stays until `forget_trouble`.
+    """
     try:
         act(*arguments)
     except BaichuanError as error:
@@ -76,6 +86,12 @@ def talk_named(model: Model, name: str) -> Talk:
 
 
 def go_to(name: str) -> None:
+    """Show another conversation, without the errors of this one."""
+    forget_trouble()
+    show_conversation(name)
+
+
+def show_conversation(name: str) -> None:
     """Show another conversation, at its end."""
     st.session_state.name = name
     st.session_state.pop("editing", None)

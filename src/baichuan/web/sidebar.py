@@ -15,7 +15,15 @@ from baichuan.transcript import Transcript
 from baichuan.web.conversations import Entry, new_name, title
 from baichuan.web.markdown import plain
 from baichuan.web.models import Model
-from baichuan.web.session import attempt, conversations, go_to, talk_named
+from baichuan.web.session import (
+    attempt,
+    conversations,
+    forget_trouble,
+    go_to,
+    show_conversation,
+    succeeds,
+    talk_named,
+)
 from baichuan.web.talk import Talk
 
 #: Conversations that are listed; a search finds the others.
@@ -207,8 +215,9 @@ def _draw_import() -> None:
     )
     if not files:
         return
+    forget_trouble()
     for file in files:
-        attempt(_import, file.name, file.getvalue())
+        succeeds(_import, file.name, file.getvalue())
     st.session_state.imports += 1  # an uploader anew, without these files
     st.rerun()
 
@@ -229,7 +238,7 @@ def _import(file_name: str, content: bytes) -> None:
         ) from error
     name = new_name()
     conversations().put(name, Transcript(*conversation))
-    go_to(name)
+    show_conversation(name)
 
 
 def _draw_language() -> None:
