@@ -8,8 +8,17 @@ from typing import Annotated
 
 import typer
 
-from baichuan.cli.options import Adapter, Bits, Device, Dtype, Model, one_model, takes_model
-from baichuan.cli.typer_app import SortedGroup
+from baichuan.cli.options import (
+    Adapter,
+    Bits,
+    Device,
+    Dtype,
+    Model,
+    one_model,
+    takes_model,
+    takes_model_first,
+)
+from baichuan.cli.typer_app import ModelFirst, SortedGroup
 from baichuan.language import translate
 
 app = typer.Typer(
@@ -211,10 +220,12 @@ def perplexity(
 
 
 @app.command(
+    cls=ModelFirst,
     help=translate(
         "How far a model's predictions are from its original's: mean KL divergence over text files."
-    )
+    ),
 )
+@takes_model_first
 def kl(
     model: Annotated[str, typer.Argument(help=translate("Directory or hub name of a checkpoint."))],
     original: Annotated[str, typer.Argument(help=translate("The same of what it was made from."))],

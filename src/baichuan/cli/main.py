@@ -29,8 +29,9 @@ from baichuan.cli.options import (
     guess_options,
     load_options,
     takes_model,
+    takes_model_first,
 )
-from baichuan.cli.typer_app import SortedGroup, TrainCommand, run_app
+from baichuan.cli.typer_app import ModelFirst, SortedGroup, TrainCommand, run_app
 from baichuan.errors import BaichuanError
 from baichuan.language import translate
 from baichuan.version import __version__
@@ -157,11 +158,13 @@ def generate(
 
 
 @app.command(
+    cls=ModelFirst,
     help=translate(
         "Write a quantized copy of a checkpoint, tensor by tensor, in little memory.\n\n"
         "Stopped or killed, it goes on where it was when the same command is given again."
-    )
+    ),
 )
+@takes_model_first
 def quantize(
     source: Annotated[
         str, typer.Argument(help=translate("Directory or hub name of a checkpoint."))
@@ -350,7 +353,7 @@ def show_help(
     run_app(app, [*(words or ()), "--help"])
 
 
-app.command(help=conversion.HELP)(conversion.convert)
+app.command(cls=ModelFirst, help=conversion.HELP)(takes_model_first(conversion.convert))
 app.add_typer(evaluation.app, name="eval")
 
 

@@ -28,6 +28,12 @@ _NamedModel = Annotated[
     str | None,
     typer.Option("-m", "--model", help=translate("The same as MODEL."), show_default=False),
 ]
+_NamedFirst = Annotated[
+    str | None,
+    typer.Option(
+        "-m", "--model", help=translate("The same as the first argument."), show_default=False
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(help=translate("float32, bfloat16 or float16; the checkpoint's own by default.")),
@@ -101,14 +107,34 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
     def with_option(*, named_model: str | None = None, **given: Any) -> None:
         command(**{**given, "model": one_model(given["model"], named_model)})
 
-    signature = inspect.signature(command, eval_str=True)
-    parameters = list(signature.parameters.values())
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    option = inspect.Parameter("named_model", kind, default=None, annotation=_NamedModel)
-    parameters.insert(list(signature.parameters).index("model") + 1, option)
-    with_option.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    with_option.__annotations__ = {p.name: p.annotation for p in parameters}
+    _declare(with_option, command, _NamedModel, after="model")
     return with_option
+
+
+def takes_model_first(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take its first argument, which it requires, as -m/--model, too.
+
+    `typer_app.ModelFirst`, the class of such a command, moves the option's value to the argument.
+    """
+
+    @wraps(command)
+    def with_option(*, named_model: None, **given: Any) -> None:
+        command(**given)
+
+    first = next(iter(inspect.signature(command).parameters))
+    _declare(with_option, command, _NamedFirst, after=first)
+    return with_option
+
+
+def _declare(wrapper: Any, command: Callable[..., None], option: Any, *, after: str) -> None:
+    """Give a wrapper the command's signature, which typer reads, and the option `named_model`."""
+    signature = inspect.signature(command, eval_str=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [p.replace(kind=kind) for p in signature.parameters.values()]
+    named = inspect.Parameter("named_model", kind, default=None, annotation=option)
+    parameters.insert(list(signature.parameters).index(after) + 1, named)
+    wrapper.__signature__ = signature.replace(parameters=parameters)
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
 
 
 def one_model(model: str | None, named: str | None) -> str | None:

@@ -124,6 +124,24 @@ class TrainCommand(TyperCommand):
         return [CompletionItem(name) for name in flag_names() if name.startswith(incomplete)]
 
 
+class ModelFirst(TyperCommand):
+    """A command of `takes_model_first`."""
+
+    _NAMES = ("-m", "--model")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Move what -m names to where the argument stands; the parser reads the rest."""
+        for index, word in enumerate(args):
+            name, equals, value = word.partition("=")
+            if word in self._NAMES and index + 1 < len(args):
+                args = [args[index + 1], *args[:index], *args[index + 2 :]]
+                break
+            if name == "--model" and equals:
+                args = [value, *args[:index], *args[index + 1 :]]
+                break
+        return super().parse_args(ctx, args)
+
+
 def _localize_help(command: Any) -> None:
     """Make a command and its subcommands show their help in the user's language."""
     command.context_class = _Context

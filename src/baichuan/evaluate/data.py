@@ -119,7 +119,11 @@ def read_data(
                 count=len(rows),
                 shots=shots,
             )
-    remarks = _unofficial(benchmark, split, whole) + reader.remarks
+    remarks = [
+        *_unofficial(benchmark, split, whole),
+        *_unofficial(benchmark, "dev", examples),
+        *reader.remarks,
+    ]
     return Data(benchmark, split, examples, questions, remarks)
 
 
@@ -127,11 +131,11 @@ def _unofficial(
     benchmark: Benchmark, split: str, questions: Mapping[str, Sequence[Question]]
 ) -> list[str]:
     """Say which files have fewer or more rows than the official ones."""
-    official = benchmark.rows.get(split, {})
+    official = benchmark.rows[split]
     found = [
         f"{subject} {len(rows)}/{official[subject]}"
         for subject, rows in questions.items()
-        if len(rows) != official.get(subject, len(rows))
+        if len(rows) != official[subject]
     ]
     if not found:
         return []

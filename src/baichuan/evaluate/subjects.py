@@ -27,7 +27,7 @@ class Benchmark:
         names: subject to what prompts call it.
         members: category to subjects; one subject may be in two.
         extras: further columns, for the JSON alone, to subjects.
-        rows: split to the number of rows of each subject's official file, where it is known.
+        rows: split to the number of rows of each subject's official file.
         has_header: whether the first line of its files names the columns.
     """
 
@@ -140,6 +140,9 @@ _ROWS = {
         "193 212 179 443 199 166 266 180 443 399 418 210",
     },
     "mmlu": {
+        "val": "11 14 16 11 29 16 8 11 11 22 11 11 26 12 16 41 14 10 32 22 9 18 22 21 43 29 26 "
+        "17 60 23 22 26 23 12 13 11 18 11 11 25 11 86 38 100 33 34 35 31 170 31 69 12 27 "
+        "22 11 18 19",
         "test": "100 135 152 100 265 144 100 100 100 173 102 100 235 114 145 378 126 100 310 203 "
         "100 165 198 193 390 270 238 151 545 216 204 237 223 131 121 108 163 112 103 234 "
         "100 783 346 895 306 311 324 282 1534 272 612 110 245 201 100 166 171",
@@ -154,10 +157,12 @@ _ROWS = {
 
 
 def _rows(benchmark: str, subjects: Iterable[str]) -> dict[str, dict[str, int]]:
-    return {
+    """Return the counts by split and subject; each dev file has the five examples."""
+    known = {
         split: dict(zip(sorted(subjects), map(int, counts.split()), strict=True))
         for split, counts in _ROWS[benchmark].items()
     }
+    return {**known, "dev": dict.fromkeys(subjects, 5)}
 
 
 def _pairs(table: dict[str, str]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:

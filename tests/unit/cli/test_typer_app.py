@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from baichuan.hub import DEMO
+
 COMMAND = [sys.executable, "-m", "baichuan.cli.main"]
 
 
@@ -31,6 +33,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         ("chat --system", "requires an argument", "选项 '--system' 需要一个值。"),
         ("web --browser=1", "does not take a value", "选项 '--browser' 不带值。"),
         ("quantize", "Missing argument 'source'.", "缺少参数 'source'。"),
+        ("quantize -m x", "Missing argument 'target'.", "缺少参数 'target'。"),
+        ("quantize -m", "requires an argument", "选项 '-m' 需要一个值。"),
+        ("convert a b -m c", "unexpected extra argument", "多余的参数（b）"),
         ("info a b", "unexpected extra argument", "多余的参数（b）"),
     ],
 )
@@ -42,6 +47,28 @@ def test_errors_are_in_the_user_s_language(arguments, english, chinese):
     assert (said.returncode, said.stdout) == (2, "")
     assert f"错误：{chinese}" in said.stderr
     assert not any(word in said.stderr for word in ("Error", "Usage", "Try"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "quantize -m {demo} {made}",
+        "quantize {made} --bits 8 --model {demo}",
+        "quantize demo {made}",
+        "convert --model={demo} {made}.gguf",
+        "convert {made}.gguf -m {demo}",
+        "eval kl -m {demo} demo {text}",
+        "eval kl demo {text} -m {demo} --json {made}.json",
+    ],
+)
+def test_a_model_that_is_required_may_be_named_by_an_option(arguments, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The capital of France is Paris. " * 20)
+    places = {"demo": DEMO, "made": tmp_path / "made", "text": text}
+    done = run(*arguments.format(**places).split(), BAICHUAN_LANG="en")
+    assert (done.returncode, done.stderr.count("Error")) == (0, 0), done.stderr
+    made = {path.name for path in tmp_path.iterdir()} - {"text.txt"}
+    assert made or "KL from the original: 0.00000" in done.stdout
 
 
 @pytest.mark.parametrize("command", [[], ["serve"], ["eval"], ["eval", "kl"]])

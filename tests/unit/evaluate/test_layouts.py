@@ -189,5 +189,15 @@ def test_a_cut_or_lengthened_file_is_told(make_data):
     assert "law 25/24" in read("ceval", longer, "law").remarks[0]
     exact = make_data("ceval", ["law"], questions=24)
     assert read("ceval", exact, "law").remarks == []
-    unknown = make_data("mmlu", ["anatomy"], split="val")  # no official numbers are at hand
-    assert read("mmlu", unknown, "anatomy", split="val").remarks == []
+    less = make_data("mmlu", ["anatomy"], split="val")
+    assert "in val: anatomy 6/14" in read("mmlu", less, "anatomy", split="val").remarks[0]
+
+
+def test_examples_that_are_not_the_official_five_are_told(make_data):
+    folder = make_data("cmmlu", ["arts"], questions=160)
+    file = next((folder / "dev").iterdir())
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]), encoding="utf-8")
+    (remark,) = read("cmmlu", folder, "arts", shots=4).remarks
+    assert "in dev: arts 4/5" in remark
+    assert read("cmmlu", folder, "arts", shots=0).remarks == []
