@@ -20,6 +20,17 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-cases", type=int, default=2_000, help="Cases of each fuzzer in tests/fuzz."
+    )
+
+
+@pytest.fixture(scope="session")
+def fuzz_cases(pytestconfig: pytest.Config) -> int:
+    return pytestconfig.getoption("--fuzz-cases")
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """Goldens made by the original code: all of them where they lie, else those copied here."""

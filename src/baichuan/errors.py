@@ -21,8 +21,15 @@ the template can be found in the catalogue of the user's language.
 from __future__ import annotations
 
 import os
+import re
 
 from baichuan.language import phrase, translate
+
+#: Characters of a message, at most; and of one fact, tried in this order until the message fits.
+_MOST = 500
+_MOST_OF_A_FACT = (400, 200, 100, 50, 20)
+#: What a terminal may take as a command, and what no encoding can write. Files and clients send it.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class BaichuanError(Exception):
@@ -30,12 +37,19 @@ class BaichuanError(Exception):
 
     Args:
         template: the message in English, for `str.format`; looked up in the user's language.
-        facts: what its `{names}` stand for; without any, braces mean themselves.
+        facts: what its `{names}` stand for; without any, braces mean themselves. They come from
+            anyone's files and requests: long ones are cut in the middle, so that the message has
+            at most 500 characters, and control characters are escaped.
     """
 
     def __init__(self, template: str, /, **facts: object) -> None:
+        for most in _MOST_OF_A_FACT:
+            shown = {name: _Fact(value, most) for name, value in facts.items()}
+            sentence = translate(template, **shown)
+            if len(sentence) <= _MOST:
+                break
         # The finished sentence is the only argument kept: pickle and copy make the error from it.
-        super().__init__(translate(template, **facts))
+        super().__init__(sentence)
 
     @classmethod
     def unreadable(cls, path: str | os.PathLike[str], error: OSError) -> BaichuanError:
@@ -52,6 +66,25 @@ class BaichuanError(Exception):
         return cls(
             phrase("{path} cannot be read ({reason})."), path=path, reason=error.strerror or error
         )
+
+
+class _Fact:
+    """A value in a message, cut and escaped."""
+
+    def __init__(self, value: object, most: int) -> None:
+        self._value, self._most = value, most
+
+    def __repr__(self) -> str:
+        return self._shown(repr(self._value))
+
+    def __format__(self, spec: str) -> str:
+        return self._shown(format(self._value, spec))
+
+    def _shown(self, text: str) -> str:
+        if len(text) > self._most:
+            half = self._most // 2
+            text = f"{text[:half]}…{text[-half:]}"
+        return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class UsageError(BaichuanError, ValueError):

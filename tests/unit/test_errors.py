@@ -11,6 +11,7 @@ from baichuan.errors import (
     BaichuanError,
     CheckpointError,
     ContextLengthError,
+    DataError,
     DownloadError,
     NumericalError,
     PromptError,
@@ -75,3 +76,30 @@ def test_errors_import_nothing_heavy_and_read_the_catalogue_at_the_first_one():
         "assert said._catalogue.cache_info().currsize == 1"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("value", ["x" * 100_000, "嗨" * 501, ["y"] * 9_999, {"k": "v" * 600}])
+def test_a_message_has_at_most_500_characters_whatever_a_file_or_client_gave(value):
+    message = str(UsageError("bits is {given!r} in {path}; allowed is 8.", given=value, path="p"))
+    assert len(message) <= 500
+    assert message.startswith("bits is ")
+    assert message.endswith(" in p; allowed is 8.")
+    assert "…" in message
+    many = {f"f{i}": value for i in range(9)}
+    assert len(str(UsageError(" ".join(f"{{{name}}}" for name in many), **many))) <= 500
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a\x1b[2Jb", r"a\x1b[2Jb"),
+        ("half \ud83d", r"half \ud83d"),
+        ("file\udcff", r"file\udcff"),
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+        ("two\nlines, 表", "two\nlines, 表"),
+        (2.5, "2.5"),
+    ],
+)
+def test_control_characters_and_surrogates_are_escaped(value, shown):
+    assert str(DataError("{value} is wrong.", value=value)) == f"{shown} is wrong."
+    assert str(DataError("{value:>9} is wrong.", value=value)).endswith(f"{shown} is wrong.")

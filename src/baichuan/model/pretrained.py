@@ -7,7 +7,6 @@ that is an error that names the tensor.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +16,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from baichuan.errors import CheckpointError, UsageError
-from baichuan.files import read_text, weights_by_umask
+from baichuan.files import weights_by_umask
 from baichuan.hub import local_directory
+from baichuan.json_files import read_object
 from baichuan.model.configuration import BaichuanConfig, check_token_ids
 from baichuan.model.published_int8 import plan_of, read_published_int8, scale_names
 from baichuan.model.quantization import BaichuanQuantizationConfig, swap_modules
@@ -140,13 +140,13 @@ def _read_generation_config(config: BaichuanConfig, directory: Path) -> Generati
     """
     path = directory / _GENERATION
     if path.is_file():
-        content = _read_json(path)
+        content = read_object(path)
         _check_token_ids(path, content, config.vocab_size)
         settings = GenerationConfig.from_dict(content)
     else:
         path = directory / "config.json"
         settings = GenerationConfig.from_model_config(
-            _read_json(path) if path.is_file() else config
+            read_object(path) if path.is_file() else config
         )
     pad = settings.pad_token_id
     if pad is not None and not 0 <= pad < config.vocab_size:
@@ -167,24 +167,7 @@ def read_config(directory: Path) -> BaichuanConfig:
             "(config.json, tokenizer.model and the weights).",
             directory=directory,
         )
-    return cast(BaichuanConfig, BaichuanConfig.from_dict(_read_json(path)))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path))
-    except OSError as error:
-        raise CheckpointError.unreadable(path, error) from error
-    except ValueError as error:
-        raise CheckpointError(
-            "{path} is not JSON ({reason}; {size:,} bytes). Fetch the file again.",
-            path=path,
-            reason=error,
-            size=path.stat().st_size,
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError("{path} holds no table of settings. Fetch the file again.", path=path)
-    return content
+    return cast(BaichuanConfig, BaichuanConfig.from_dict(read_object(path)))
 
 
 def _check_token_ids(path: Path, content: Mapping[str, Any], size: int) -> None:
