@@ -35,7 +35,7 @@ demo: $(CHAT)
 	$(BIN)/baichuan chat
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --cov --cov-report=term
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
 
 check: $(READY)
 	$(BIN)/ruff check .

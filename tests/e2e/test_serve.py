@@ -4,11 +4,13 @@ import asyncio
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import threading
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import httpx
@@ -344,6 +346,13 @@ def test_tokenize_a_chat(server, demo):
     )
     found = server.http.post("/tokenize", json={"messages": QUESTION}).json()
     assert found == {"tokens": expected, "count": len(expected), "max_model_len": 1024}
+
+
+def test_the_example_s_client(server, monkeypatch, capsys):
+    script = Path(__file__).parents[2] / "examples" / "openai_client.py"
+    monkeypatch.setattr(sys, "argv", ["openai_client.py", f"{server.url}/v1"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert "乔戈里峰" in capsys.readouterr().out
 
 
 def test_langchain(server):
