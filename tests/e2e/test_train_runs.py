@@ -37,9 +37,9 @@ WAYS = {
 LIMIT = 400
 
 
-@pytest.fixture
-def flags(tmp_path):
-    rows = tmp_path / "rows.json"
+@pytest.fixture(scope="module")
+def flags_of_all(tmp_path_factory):
+    rows = tmp_path_factory.mktemp("data") / "rows.json"
     table = [
         {"instruction": f"How much is {i} and {i}?", "input": "", "output": f"It is {2 * i}. " * i}
         for i in range(1, 13)
@@ -49,6 +49,30 @@ def flags(tmp_path):
         *("--model_name_or_path", str(DEMO), "--dataset", str(rows), "--learning_rate", "0.001"),
         *("--max_steps", "3", "--logging_steps", "1", "--save_strategy", "no"),
     ]
+
+
+@pytest.fixture
+def flags(flags_of_all):
+    return [*flags_of_all]
+
+
+@pytest.fixture(scope="module")
+def alone(flags_of_all, tmp_path_factory):
+    """Train in one process, once for each method; give the flags, the losses and the result."""
+    done = {}
+
+    def train_once(method):
+        if method not in done:
+            where = tmp_path_factory.mktemp("alone")
+            flags = [*flags_of_all, "--finetuning_type", method, "--label_smoothing_factor", "0.1"]
+            flags += ["--eval_dataset", flags[3], "--eval_strategy", "epoch"]
+            # The last batch of each of two processes is no whole one.
+            flags += ["--per_device_eval_batch_size", "5"]
+            batch = ["--per_device_train_batch_size", "4"]
+            done[method] = flags, train(ONE, [*flags, *batch], where / "out", where), where / "out"
+        return done[method]
+
+    return train_once
 
 
 def environment(tmp_path):
@@ -103,25 +127,22 @@ def test_killed_three_times_it_ends_with_the_same_weights(flags, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("way", "method"), [*((way, "full") for way in WAYS), ("fsdp", "lora")])
-def test_two_processes_lose_what_one_loses(flags, tmp_path, way, method):
+def test_two_processes_lose_what_one_loses(alone, tmp_path, way, method):
     launcher, more, mark = WAYS[way]
     if way.startswith("zero"):
         pytest.importorskip("deepspeed")
     if way == "zero3":
         more = ["--deepspeed", str(zero3(tmp_path))]
-    flags += ["--finetuning_type", method, "--label_smoothing_factor", "0.1"]
-    flags += ["--eval_dataset", flags[3], "--eval_strategy", "epoch"]
-    flags += ["--per_device_eval_batch_size", "5"]  # the last batch of each process is no whole one
-    alone = train(ONE, [*flags, "--per_device_train_batch_size", "4"], tmp_path / "one", tmp_path)
+    flags, lost, one = alone(method)
     shared = [*flags, *more, "--per_device_train_batch_size", "2", "--save_strategy", "steps"]
     two = tmp_path / "two"
-    assert train(launcher, shared, two, tmp_path) == pytest.approx(alone, abs=1e-3)
-    evaluated = [losses(path, "eval_loss") for path in (tmp_path / "one", two)]
+    assert train(launcher, shared, two, tmp_path) == pytest.approx(lost, abs=1e-3)
+    evaluated = [losses(path, "eval_loss") for path in (one, two)]
     assert len(evaluated[0]) == 1
     assert evaluated[1] == pytest.approx(evaluated[0], abs=1e-3)
     assert (two / "checkpoint-3" / mark).exists()
     file = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}[method]
-    whole, spread = (load_file(path / file) for path in (tmp_path / "one", two))
+    whole, spread = (load_file(path / file) for path in (one, two))
     for key, tensor in whole.items():
         torch.testing.assert_close(spread[key], tensor, atol=2e-3, rtol=0)
 
@@ -155,10 +176,9 @@ def test_a_run_of_two_processes_is_not_resumed_by_one(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_machines_lose_what_one_process_loses(flags, tmp_path):
+def test_two_machines_lose_what_one_process_loses(alone, tmp_path):
     """Two agents, each with a process, which find each other by torchrun's rendezvous."""
-    flags += ["--finetuning_type", "full"]
-    alone = train(ONE, [*flags, "--per_device_train_batch_size", "4"], tmp_path / "one", tmp_path)
+    flags, lost, _ = alone("full")
     port = free_port()
     agent = [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"),
@@ -173,7 +193,7 @@ def test_two_machines_lose_what_one_process_loses(flags, tmp_path):
             agents.append(subprocess.Popen(agent, env=environment(tmp_path), stderr=file))
     ends = [process.wait(LIMIT) for process in agents]
     assert ends == [0, 0], "\n".join(log.read_text()[-2000:] for log in said)
-    assert losses(tmp_path / "two") == pytest.approx(alone, abs=1e-3)
+    assert losses(tmp_path / "two") == pytest.approx(lost, abs=1e-3)
 
 
 def free_port():
