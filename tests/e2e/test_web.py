@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.page import served, web
+from tests.e2e.page import foreigners_are_refused, served, web
 from tests.e2e.serving import Server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: .[dev]")
@@ -184,6 +184,10 @@ def test_regenerate_edit_undo_clear(tab, home):
     tab.click("Undo")
     tab.expect_answer(2, ANSWER)
     assert saved(home)[name]["messages"][0]["content"] == K2
+
+
+def test_other_names_and_pages_are_refused(address):
+    foreigners_are_refused(address)
 
 
 def test_two_browsers_do_not_mix(tab, chromium, address):
@@ -578,4 +582,5 @@ def test_streamlit_run(chromium, home):
         tab.ask(K2)
         tab.expect_answer(2, ANSWER)
         assert "content-security-policy" in tab.page.request.get(address).headers
+        foreigners_are_refused(address)
         tab.context.close()
