@@ -406,6 +406,15 @@ $\\includegraphics{{{host}/math}}$ $\\href{{javascript:alert(5)}}{{x}}$ `$ ![spy
 
 [r]: {host}/reference
 
+[a](data:text/html,1) [b](file:///etc) [c](<blob:x>) [d](%6aavascript:e) [f](/g) <data:h> [i][j]
+
+# ` heading
+[k](data:l) `
+
+[m](https://n.example/`) [o](data:p) `
+
+[j]: data:q
+
 ```html
 <script>alert(7)</script><img src="{host}/fence">
 ```
@@ -426,7 +435,8 @@ def test_text_cannot_run_or_fetch_anything(tab, home, stranger):
     for hostile in ("script", "img[src^=http]", "iframe", "[onerror]", "[onload]", "meta"):
         tab.expect(shown.locator(hostile)).to_have_count(0)
     links = [link.get_attribute("href") for link in shown.locator("a").all()]
-    assert not [href for href in links if (href or "").lower().startswith("javascript")]
+    own = re.compile("#.+|https?://.+|mailto:.+")  # headings have an anchor
+    assert [href for href in links if own.fullmatch(href or "") is None] == []
     assert stranger.heard == []
 
 
@@ -456,6 +466,20 @@ def test_formulas_and_code(tab, home):
     tab.expect(tab.messages.last.locator("code")).to_contain_text("print('![0]')")
     tab.messages.last.locator("pre").hover()
     tab.expect(tab.button("Copy to clipboard")).to_be_visible()
+
+
+def test_a_huge_message_and_a_long_conversation_are_shown_in_part(tab, home):
+    lines = "".join(f"- line {number}\n" for number in range(25_000))
+    tab.open(tab.address + plant(home, "0123456789abcde3", ["?", lines, ">" * 5_000, "end"]))
+    tab.expect(tab.messages).to_have_count(4)
+    tab.expect(tab.messages.nth(1)).to_contain_text("line 24999")
+    tab.expect(tab.messages.nth(1)).to_contain_text("characters are not shown here")
+    tab.expect(tab.messages.nth(1).locator("li")).not_to_have_count(0)
+    assert tab.messages.nth(1).locator("li").count() < 1_000
+    tab.expect(tab.messages.nth(2)).to_contain_text(">>>>")
+    tab.open(tab.address + plant(home, "0123456789abcde4", ["hi"] * 2_000))
+    tab.click("1801 earlier messages")
+    tab.expect(tab.button("1602 earlier messages")).to_be_visible()
 
 
 def test_conversations_are_found_exported_and_imported(tab, home, tmp_path):

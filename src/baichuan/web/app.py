@@ -187,4 +187,3 @@ def free_port(host: str, port: int) -> int:
                 ) from error
         return candidate
     raise UsageError("Port {port} and those after it are taken; give another --port.", port=port)
-
