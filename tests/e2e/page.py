@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
 
 
 @contextmanager
@@ -39,6 +41,31 @@ def served(command, home, announced=r"(http://\S+)"):
             if reader.ident:
                 reader.join()
     assert "Traceback" not in "".join(lines), "".join(lines)
+
+
+def handshake(address, host, origin):
+    """Ask for the page's WebSocket as a browser does; give the status of the answer."""
+    server = urlsplit(address)
+    connection = HTTPConnection(server.hostname, server.port, timeout=60)
+    headers = {
+        "Host": host, "Origin": origin, "Connection": "Upgrade", "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg==",
+    }
+    connection.request("GET", "/_stcore/stream", headers=headers)
+    with closing(connection):
+        return connection.getresponse().status
+
+
+def foreigners_are_refused(address):
+    """Check a page at a loopback address, over the wire."""
+    port = urlsplit(address).port
+    assert handshake(address, f"localhost:{port}", f"http://localhost:{port}") == 101
+    for host, origin in (
+        (f"evil.example:{port}", f"http://evil.example:{port}"),
+        (f"localhost:{port}", "http://evil.example"),
+        (f"127.0.0.1:{port}", "http://localhost:3000"),
+    ):
+        assert handshake(address, host, origin) == 403
 
 
 def web(*options):

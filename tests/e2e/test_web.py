@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.page import served, web
+from tests.e2e.page import foreigners_are_refused, served, web
 from tests.e2e.serving import Server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: .[dev]")
@@ -184,6 +184,10 @@ def test_regenerate_edit_undo_clear(tab, home):
     tab.click("Undo")
     tab.expect_answer(2, ANSWER)
     assert saved(home)[name]["messages"][0]["content"] == K2
+
+
+def test_other_names_and_pages_are_refused(address):
+    foreigners_are_refused(address)
 
 
 def test_two_browsers_do_not_mix(tab, chromium, address):
@@ -402,6 +406,15 @@ $\\includegraphics{{{host}/math}}$ $\\href{{javascript:alert(5)}}{{x}}$ `$ ![spy
 
 [r]: {host}/reference
 
+[a](data:text/html,1) [b](file:///etc) [c](<blob:x>) [d](%6aavascript:e) [f](/g) <data:h> [i][j]
+
+# ` heading
+[k](data:l) `
+
+[m](https://n.example/`) [o](data:p) `
+
+[j]: data:q
+
 ```html
 <script>alert(7)</script><img src="{host}/fence">
 ```
@@ -422,7 +435,8 @@ def test_text_cannot_run_or_fetch_anything(tab, home, stranger):
     for hostile in ("script", "img[src^=http]", "iframe", "[onerror]", "[onload]", "meta"):
         tab.expect(shown.locator(hostile)).to_have_count(0)
     links = [link.get_attribute("href") for link in shown.locator("a").all()]
-    assert not [href for href in links if (href or "").lower().startswith("javascript")]
+    own = re.compile("#.+|https?://.+|mailto:.+")  # headings have an anchor
+    assert [href for href in links if own.fullmatch(href or "") is None] == []
     assert stranger.heard == []
 
 
@@ -452,6 +466,20 @@ def test_formulas_and_code(tab, home):
     tab.expect(tab.messages.last.locator("code")).to_contain_text("print('![0]')")
     tab.messages.last.locator("pre").hover()
     tab.expect(tab.button("Copy to clipboard")).to_be_visible()
+
+
+def test_a_huge_message_and_a_long_conversation_are_shown_in_part(tab, home):
+    lines = "".join(f"- line {number}\n" for number in range(25_000))
+    tab.open(tab.address + plant(home, "0123456789abcde3", ["?", lines, ">" * 5_000, "end"]))
+    tab.expect(tab.messages).to_have_count(4)
+    tab.expect(tab.messages.nth(1)).to_contain_text("line 24999")
+    tab.expect(tab.messages.nth(1)).to_contain_text("characters are not shown here")
+    tab.expect(tab.messages.nth(1).locator("li")).not_to_have_count(0)
+    assert tab.messages.nth(1).locator("li").count() < 1_000
+    tab.expect(tab.messages.nth(2)).to_contain_text(">>>>")
+    tab.open(tab.address + plant(home, "0123456789abcde4", ["hi"] * 2_000))
+    tab.click("1801 earlier messages")
+    tab.expect(tab.button("1602 earlier messages")).to_be_visible()
 
 
 def test_conversations_are_found_exported_and_imported(tab, home, tmp_path):
@@ -578,4 +606,5 @@ def test_streamlit_run(chromium, home):
         tab.ask(K2)
         tab.expect_answer(2, ANSWER)
         assert "content-security-policy" in tab.page.request.get(address).headers
+        foreigners_are_refused(address)
         tab.context.close()

@@ -36,6 +36,7 @@ def run_web(
         raise UsageError("A model and --server were both given; leave one of them out.")
     try:
         from baichuan.web.app import run_page
+        from baichuan.web.hosts import is_loopback
         from baichuan.web.options import Options
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -52,6 +53,12 @@ def run_web(
     def ready(address: str) -> None:
         note = translate("The page is at {address} (Ctrl+C ends it)", address=address)
         print(note, file=sys.stderr, flush=True)
+        if not is_loopback(host):
+            warning = translate(
+                "Whoever reaches {host} may use the model: the page asks for no password.",
+                host=host,
+            )
+            print(warning, file=sys.stderr, flush=True)
         if browser:
             webbrowser.open(address)
 

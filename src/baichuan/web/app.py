@@ -25,8 +25,9 @@ from streamlit import App
 from streamlit.web.server.server_util import get_display_address, get_url
 
 from baichuan.errors import UsageError
+from baichuan.web.hosts import LOOPBACK_NAMES, KnownHosts, allowed_hosts
 from baichuan.web.options import Options
-from baichuan.web.session import BROWSER_COOKIE, LOOPBACK, stop_all
+from baichuan.web.session import BROWSER_COOKIE, stop_all
 
 # As the command line does, for `streamlit run`: the engine's threads must not wait in loops
 # for each other while Streamlit's want to draw. Read when torch loads its OpenMP, which is later.
@@ -38,6 +39,7 @@ PAGE = Path(__file__).with_name("page.py")
 #: Streamlit's settings; .streamlit/config.toml of the repository says the same for `streamlit run`.
 SETTINGS = {
     "server.address": "127.0.0.1",
+    "server.allowedHosts": list(LOOPBACK_NAMES),
     "browser.gatherUsageStats": False,
     "client.toolbarMode": "viewer",
     "client.showErrorDetails": "none",
@@ -121,7 +123,10 @@ async def _lifespan(_: App) -> AsyncIterator[None]:
 
 
 #: What `streamlit.App` is given besides the page.
-PARTS: dict[str, Any] = {"middleware": [Middleware(Headers)], "lifespan": _lifespan}
+PARTS: dict[str, Any] = {
+    "middleware": [Middleware(Headers), Middleware(KnownHosts)],
+    "lifespan": _lifespan,
+}
 
 
 def run_page(options: Options, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -149,7 +154,12 @@ def run_page(options: Options, host: str, port: int, ready: Callable[[str], None
     # As `streamlit run page.py -- ...` would have it; the page reads them.
     sys.argv = [str(PAGE), *options.arguments()]
     app = App(PAGE, **{**PARTS, "lifespan": announced})
-    app.run(config={**SETTINGS, "server.address": host, "server.port": port, **_hosts(host)})
+    here = {
+        "server.address": host,
+        "server.port": port,
+        "server.allowedHosts": allowed_hosts(host),
+    }
+    app.run(config={**SETTINGS, **here})
 
 
 def free_port(host: str, port: int) -> int:
@@ -177,8 +187,3 @@ def free_port(host: str, port: int) -> int:
                 ) from error
         return candidate
     raise UsageError("Port {port} and those after it are taken; give another --port.", port=port)
-
-
-def _hosts(host: str) -> dict[str, list[str]]:
-    """Refuse, at a loopback address, pages of other names that were led here (DNS rebinding)."""
-    return {"server.allowedHosts": ["localhost", "127.0.0.1", "::1"]} if host in LOOPBACK else {}

@@ -13,7 +13,7 @@ from baichuan.language import translate
 from baichuan.model.prompt import Message, context_use
 from baichuan.web.answering import Answer
 from baichuan.web.browser import copy, draw_scripts, show_end
-from baichuan.web.markdown import for_streamlit, plain
+from baichuan.web.markdown import cost, for_streamlit, plain, shortened
 from baichuan.web.models import Model, open_model
 from baichuan.web.options import Options
 from baichuan.web.session import attempt, choose_language, current_talk, forget_trouble, succeeds
@@ -22,6 +22,8 @@ from baichuan.web.talk import Talk
 
 #: Seconds between two drawings of an answer on its way.
 _INTERVAL = 0.15
+#: What the messages shown may cost a browser together; see `cost`. Each click shows as much more.
+_MOST_SHOWN = 200_000
 _AVATARS = {"user": ":material/person:", "assistant": ":material/waves:"}
 
 
@@ -61,7 +63,8 @@ def _draw_messages(talk: Talk, model: Model, asked: Asked) -> None:
         st.session_state.shown = answer
         show_end()  # of what was asked just now, wherever the page stood
     dropped = answer.dropped if answer is not None else 0
-    for number, message in enumerate(messages):
+    first = _draw_earlier(talk, messages)
+    for number, message in enumerate(messages[first:], first):
         if 0 < dropped == number:
             st.divider()
             st.caption(_left_out(dropped))
@@ -78,9 +81,42 @@ def _draw_messages(talk: Talk, model: Model, asked: Asked) -> None:
     elif answer is not None and answer.error is not None:
         if answer.text and not answer.is_last(messages):  # it could not be saved
             with st.chat_message("assistant", avatar=_AVATARS["assistant"]):
-                st.markdown(for_streamlit(answer.text))
+                _draw_text(answer.text)
         st.error(plain(answer.error))
     _draw_trouble()
+
+
+def _draw_earlier(talk: Talk, messages: Sequence[Message]) -> int:
+    """Offer what is above the messages shown; give the number of the first of them."""
+    pages = st.session_state.setdefault("pages", {})
+    room = pages.get(talk.name, 1) * _MOST_SHOWN
+    first = len(messages)
+    while first and (room := room - cost(messages[first - 1]["content"])) > 0:
+        first -= 1
+    if first:
+        st.button(
+            translate("{count} earlier messages", count=first),
+            icon=":material/expand_less:",
+            type="tertiary",
+            key="earlier",
+            on_click=pages.update,
+            args=({talk.name: pages.get(talk.name, 1) + 1},),
+        )
+    return first
+
+
+def _draw_text(text: str) -> None:
+    """Draw what was said; of more than a browser can take, the beginning and the end."""
+    parts, left_out = shortened(text)
+    for number, part in enumerate(parts):
+        if number:
+            st.caption(
+                translate(
+                    "{count} characters are not shown here; Copy and Export have all of them.",
+                    count=f"{left_out:,}",
+                )
+            )
+        st.markdown(for_streamlit(part))
 
 
 def _draw_trouble() -> None:
@@ -108,7 +144,8 @@ def _draw_welcome(talk: Talk, model: Model, asked: Asked) -> None:
 
 def _draw_question(talk: Talk, number: int, message: Message) -> None:
     with st.container(horizontal=True):
-        st.markdown(for_streamlit(message["content"]))
+        with st.container():
+            _draw_text(message["content"])
         _draw_copy(number, message)
         st.button(
             "",
@@ -123,7 +160,7 @@ def _draw_question(talk: Talk, number: int, message: Message) -> None:
 
 def _draw_answer(number: int, message: Message, answer: Answer | None, context: int | None) -> None:
     """Draw a complete answer; `answer` says how it came, where that is known."""
-    st.markdown(for_streamlit(message["content"]))
+    _draw_text(message["content"])
     with st.container(horizontal=True, vertical_alignment="center"):
         _draw_copy(number, message)
         if answer is not None:
@@ -179,7 +216,7 @@ def _follow(answer: Answer, context: int | None) -> None:
     """Draw an answer on its way, again and again, without the rest of the page."""
     ended, text = answer.ended, answer.text
     with st.chat_message("assistant", avatar=_AVATARS["assistant"]):
-        st.markdown(for_streamlit(text) if text else translate("thinking"))
+        _draw_text(text or translate("thinking"))
         st.caption(_figures(answer, context))
     if ended:
         st.rerun()

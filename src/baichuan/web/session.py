@@ -14,11 +14,10 @@ from baichuan.language import LANGUAGES, VARIABLES, language, speak
 from baichuan.web.answering import Answer
 from baichuan.web.browser import show_end
 from baichuan.web.conversations import Conversations, data_directory, is_name, new_name
+from baichuan.web.hosts import is_loopback
 from baichuan.web.models import Model
 from baichuan.web.talk import Talk
 
-#: Addresses at which only this machine can reach the page.
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 #: The cookie by which app.py tells browsers apart: 128 random bits, in hexadecimal.
 BROWSER_COOKIE = "baichuan_browser"
 _BROWSER = re.compile(r"[0-9a-f]{32}")
@@ -105,7 +104,7 @@ def conversations() -> Conversations:
     each browser has its own.
     """
     directory = data_directory()
-    if st.get_option("server.address") not in LOOPBACK:
+    if not is_loopback(st.get_option("server.address")):
         directory /= _browser()
     return _conversations(directory)
 
