@@ -26,7 +26,8 @@ def server():
     keys = [option for key in KEYS for option in ("--api-key", key)]
     limits = ["--max-body", str(MAX_BODY), "--max-batch", "2", "--max-queue", "2"]
     limits += ["--cache-tokens", "4096"]
-    with Server(*keys, *limits, "--allow-origin", "http://page.example") as server:
+    limits += ["--allow-origin", "http://page.example"]
+    with Server(*keys, *limits, descriptors=256) as server:
         server.wait_until_ready()
         server.http.headers.update(HEADERS)
         yield server
@@ -241,6 +242,45 @@ def test_slow_readers_hold_up_nobody(server):
         assert slow.recv(10).startswith(b"HTTP/1.1")
         server.wait_until_idle()  # the engine is done, whatever is read
         assert server.http.post(CHAT, json={"messages": QUESTION}).status_code == 200
+
+
+def test_more_silent_clients_than_descriptors(server):
+    """They make room for those who ask, and fill no log."""
+    host, port = server.url.removeprefix("http://").split(":")
+    lines = len(server.log)
+    with contextlib.ExitStack() as silent:
+        for sent in [b"", b"GET / HTTP/1.1\r\n"] * 200:
+            client = silent.enter_context(socket.create_connection((host, int(port))))
+            with contextlib.suppress(OSError):  # it had to make room before
+                client.sendall(sent)
+        for _ in range(3):
+            assert httpx.get(f"{server.url}/health").status_code == 200
+            assert httpx.post(f"{server.url}{CHAT}").status_code == 401
+    assert not any("Traceback" in line for line in server.log)
+    assert len(server.log) - lines < 60
+    server.wait_for_line("connections; the one that sent nothing for longest is closed", lines)
+
+
+def test_bytes_that_are_no_request(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
+    keyed = head + f"Authorization: {HEADERS['Authorization']}\r\n".encode()
+    lines = len(server.log)
+    for sent in (
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9,
+        b"GET /health HTTP/1.1\r\n\r\n",
+        head + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        keyed + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000,
+    ):
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(sent)
+            answer = b"".join(iter(lambda client=client: client.recv(9999), b""))
+        top, _, body = answer.partition(b"\r\n\r\n")
+        assert top.startswith(b"HTTP/1.1 400"), answer
+        assert json.loads(body)["error"]["message"] == "This is not a valid HTTP/1.1 request."
+    server.wait_until_idle()
+    assert not any("Traceback" in line for line in server.log[lines:])
 
 
 def test_random_faults_leave_nothing(server):

@@ -34,10 +34,11 @@ _KINDS = {
     "too_long": _Kind(400, "invalid_request_error", "context_length_exceeded"),
     "unauthorized": _Kind(401, "authentication_error", "invalid_api_key"),
     "no_model": _Kind(404, "invalid_request_error", "model_not_found"),
-    "slow_body": _Kind(408, "invalid_request_error", "request_timeout"),
+    "slow_request": _Kind(408, "invalid_request_error", "request_timeout"),
     "large_body": _Kind(413, "invalid_request_error", "request_too_large"),
     "busy": _Kind(429, "rate_limit_error", "queue_full", retry_after=2),
     "internal": _Kind(500, "server_error"),
+    "too_many_connections": _Kind(503, "server_error", "too_many_connections", retry_after=5),
     "unavailable": _Kind(503, "server_error", "model_unavailable", retry_after=5),
     "timeout": _Kind(504, "server_error", "timeout"),
 }

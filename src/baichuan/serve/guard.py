@@ -103,7 +103,7 @@ class Guard:
             )
             raise ApiError("large_body", sentence)
         if more:
-            raise ApiError("slow_body", translate("The body did not arrive in time."))
+            raise ApiError("slow_request", translate("The body did not arrive in time."))
         return bytes(body)
 
     async def _answer(
