@@ -26,7 +26,7 @@ def server():
     keys = [option for key in KEYS for option in ("--api-key", key)]
     limits = ["--max-body", str(MAX_BODY), "--max-batch", "2", "--max-queue", "2"]
     limits += ["--cache-tokens", "4096"]
-    limits += ["--allow-origin", "http://page.example"]
+    limits += ["--allow-origin", "http://page.example", "--allow-host", "api.example"]
     with Server(*keys, *limits, descriptors=256) as server:
         server.wait_until_ready()
         server.http.headers.update(HEADERS)
@@ -184,10 +184,27 @@ def test_other_pages_may_not_call(server):
     answer = httpx.options(f"{server.url}{CHAT}", headers=asked)
     assert answer.headers["access-control-allow-origin"] == "http://page.example"
     asked["Origin"] = "http://other.example"
-    assert (
-        "access-control-allow-origin"
-        not in httpx.options(f"{server.url}{CHAT}", headers=asked).headers
-    )
+    refused = httpx.options(f"{server.url}{CHAT}", headers=asked)
+    assert (refused.status_code, error_of(refused)["code"]) == (403, "origin_not_allowed")
+    assert "access-control-allow-origin" not in refused.headers
+    for origin, status in (("http://page.example", 401), (server.url, 401), ("null", 403)):
+        answer = httpx.post(f"{server.url}{CHAT}", headers={"Origin": origin})
+        assert answer.status_code == status
+        assert ("access-control-allow-origin" in answer.headers) == ("page" in origin)
+
+
+def test_a_name_led_here_by_a_stranger_gets_nothing(server):
+    paths = ("/v1/models", CHAT, "/metrics", "/health", "/docs", "/openapi.json", "/nothing")
+    for path in paths:
+        for method in ("GET", "POST", "OPTIONS"):
+            headers = {**HEADERS, "Host": "evil.example:8000", "Origin": "http://evil.example:8000"}
+            refused = httpx.request(method, f"{server.url}{path}", headers=headers)
+            assert refused.status_code == 403
+            assert error_of(refused)["code"] == "host_not_allowed"
+            assert "--allow-host" in error_of(refused)["message"]
+    for host in ("api.example", "API.example.:443", "localhost:1"):
+        answer = httpx.get(f"{server.url}/v1/models", headers={**HEADERS, "Host": host})
+        assert answer.status_code == 200
 
 
 def test_large_bodies(server):
@@ -233,7 +250,7 @@ def test_a_full_queue_says_when_to_come_back(server):
 def test_slow_readers_hold_up_nobody(server):
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps({**ENDLESS, "max_tokens": 300, "logprobs": True, "top_logprobs": 20}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
     head += f"Content-Type: application/json\r\nAuthorization: {HEADERS['Authorization']}\r\n\r\n"
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

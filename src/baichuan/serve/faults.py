@@ -33,6 +33,8 @@ _KINDS = {
     "invalid": _Kind(400, "invalid_request_error"),
     "too_long": _Kind(400, "invalid_request_error", "context_length_exceeded"),
     "unauthorized": _Kind(401, "authentication_error", "invalid_api_key"),
+    "host": _Kind(403, "request_forbidden", "host_not_allowed"),
+    "origin": _Kind(403, "request_forbidden", "origin_not_allowed"),
     "no_model": _Kind(404, "invalid_request_error", "model_not_found"),
     "slow_request": _Kind(408, "invalid_request_error", "request_timeout"),
     "large_body": _Kind(413, "invalid_request_error", "request_too_large"),

@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import math
 import socket
+from dataclasses import replace
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -37,7 +38,9 @@ def run_server(worker: WorkerOptions, api: ApiOptions, host: str, port: int, dra
         server.should_exit = True
 
     process = ModelProcess(worker, give_up)
-    app = make_app(process, api)
+    # Whoever knows the address may call by it.
+    hosts = [*api.hosts, host, listening.getsockname()[0]]
+    app = make_app(process, replace(api, hosts=hosts))
     server = make_server(app, drain, limited())
     _log.info("%s at http://%s:%d/v1", api.names[0], *listening.getsockname()[:2])
     if not (api.api_keys or _is_loopback(host)):
