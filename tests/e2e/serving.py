@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -19,13 +20,19 @@ class Server:
         http: a client for it.
     """
 
-    def __init__(self, *options, port=0):
+    def __init__(self, *options, port=0, descriptors=None):
         command = [sys.executable, "-m", "baichuan.cli.main", "serve", "--port", str(port)]
         # One thread computes: the suite runs in several processes.
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [*command, *options], stderr=subprocess.PIPE, text=True, env=env
-        )
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if descriptors is not None:  # the process inherits the limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, before[1]))
+        try:
+            self.process = subprocess.Popen(
+                [*command, *options], stderr=subprocess.PIPE, text=True, env=env
+            )
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
         self.log = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()

@@ -463,7 +463,11 @@ def test_a_second_interrupt_does_not_wait(server):
         (["--engine", "other"], "allowed is baichuan"),
         (["--port", "{taken}"], "cannot listen on 127.0.0.1"),
         (["--bits", "5"], "cannot be served: .*5"),
+        (["--drain", "inf"], "--drain is inf"),
+        (["--allow-host", "http://x"], "--allow-host is 'http://x'"),
         (["--api-key", ""], "API key is empty"),
+        (["BAICHUAN_API_KEY=right", "--api-key", ""], "API key is empty"),
+        (["--api-key="], "API key is empty"),
         (["--api-key", "right", "--api-key", " "], "API key is empty or has white space"),
         (["--api-key", "two words"], "white space"),
         (["BAICHUAN_API_KEY="], "BAICHUAN_API_KEY is set but holds no key"),
@@ -473,8 +477,8 @@ def test_a_second_interrupt_does_not_wait(server):
 def test_what_cannot_be_served_is_a_sentence(server, options, sentence):
     taken = server.url.rpartition(":")[2]
     command = [sys.executable, "-m", "baichuan.cli.main", "serve", "--port", "0"]
-    variables = dict(option.split("=") for option in options if "=" in option)
-    command += [option.format(taken=taken) for option in options if "=" not in option]
+    variables = dict(option.split("=") for option in options if option.startswith("BAICHUAN_"))
+    command += [option.format(taken=taken) for option in options if option[:9] != "BAICHUAN_"]
     env = {**os.environ, **variables}
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     assert ended.returncode == 2

@@ -26,7 +26,8 @@ def server():
     keys = [option for key in KEYS for option in ("--api-key", key)]
     limits = ["--max-body", str(MAX_BODY), "--max-batch", "2", "--max-queue", "2"]
     limits += ["--cache-tokens", "4096"]
-    with Server(*keys, *limits, "--allow-origin", "http://page.example") as server:
+    limits += ["--allow-origin", "http://page.example", "--allow-host", "api.example"]
+    with Server(*keys, *limits, descriptors=256) as server:
         server.wait_until_ready()
         server.http.headers.update(HEADERS)
         yield server
@@ -183,10 +184,27 @@ def test_other_pages_may_not_call(server):
     answer = httpx.options(f"{server.url}{CHAT}", headers=asked)
     assert answer.headers["access-control-allow-origin"] == "http://page.example"
     asked["Origin"] = "http://other.example"
-    assert (
-        "access-control-allow-origin"
-        not in httpx.options(f"{server.url}{CHAT}", headers=asked).headers
-    )
+    refused = httpx.options(f"{server.url}{CHAT}", headers=asked)
+    assert (refused.status_code, error_of(refused)["code"]) == (403, "origin_not_allowed")
+    assert "access-control-allow-origin" not in refused.headers
+    for origin, status in (("http://page.example", 401), (server.url, 401), ("null", 403)):
+        answer = httpx.post(f"{server.url}{CHAT}", headers={"Origin": origin})
+        assert answer.status_code == status
+        assert ("access-control-allow-origin" in answer.headers) == ("page" in origin)
+
+
+def test_a_name_led_here_by_a_stranger_gets_nothing(server):
+    paths = ("/v1/models", CHAT, "/metrics", "/health", "/docs", "/openapi.json", "/nothing")
+    for path in paths:
+        for method in ("GET", "POST", "OPTIONS"):
+            headers = {**HEADERS, "Host": "evil.example:8000", "Origin": "http://evil.example:8000"}
+            refused = httpx.request(method, f"{server.url}{path}", headers=headers)
+            assert refused.status_code == 403
+            assert error_of(refused)["code"] == "host_not_allowed"
+            assert "--allow-host" in error_of(refused)["message"]
+    for host in ("api.example", "API.example.:443", "localhost:1"):
+        answer = httpx.get(f"{server.url}/v1/models", headers={**HEADERS, "Host": host})
+        assert answer.status_code == 200
 
 
 def test_large_bodies(server):
@@ -232,7 +250,7 @@ def test_a_full_queue_says_when_to_come_back(server):
 def test_slow_readers_hold_up_nobody(server):
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps({**ENDLESS, "max_tokens": 300, "logprobs": True, "top_logprobs": 20}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
     head += f"Content-Type: application/json\r\nAuthorization: {HEADERS['Authorization']}\r\n\r\n"
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -241,6 +259,45 @@ def test_slow_readers_hold_up_nobody(server):
         assert slow.recv(10).startswith(b"HTTP/1.1")
         server.wait_until_idle()  # the engine is done, whatever is read
         assert server.http.post(CHAT, json={"messages": QUESTION}).status_code == 200
+
+
+def test_more_silent_clients_than_descriptors(server):
+    """They make room for those who ask, and fill no log."""
+    host, port = server.url.removeprefix("http://").split(":")
+    lines = len(server.log)
+    with contextlib.ExitStack() as silent:
+        for sent in [b"", b"GET / HTTP/1.1\r\n"] * 200:
+            client = silent.enter_context(socket.create_connection((host, int(port))))
+            with contextlib.suppress(OSError):  # it had to make room before
+                client.sendall(sent)
+        for _ in range(3):
+            assert httpx.get(f"{server.url}/health").status_code == 200
+            assert httpx.post(f"{server.url}{CHAT}").status_code == 401
+    assert not any("Traceback" in line for line in server.log)
+    assert len(server.log) - lines < 60
+    server.wait_for_line("connections; the one that sent nothing for longest is closed", lines)
+
+
+def test_bytes_that_are_no_request(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
+    keyed = head + f"Authorization: {HEADERS['Authorization']}\r\n".encode()
+    lines = len(server.log)
+    for sent in (
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9,
+        b"GET /health HTTP/1.1\r\n\r\n",
+        head + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        keyed + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000,
+    ):
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(sent)
+            answer = b"".join(iter(lambda client=client: client.recv(9999), b""))
+        top, _, body = answer.partition(b"\r\n\r\n")
+        assert top.startswith(b"HTTP/1.1 400"), answer
+        assert json.loads(body)["error"]["message"] == "This is not a valid HTTP/1.1 request."
+    server.wait_until_idle()
+    assert not any("Traceback" in line for line in server.log[lines:])
 
 
 def test_random_faults_leave_nothing(server):

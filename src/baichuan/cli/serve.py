@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -77,6 +78,15 @@ def serve(
         list[str] | None,
         typer.Option(help=translate("Web page that may call (CORS); may be given several times.")),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=translate(
+                "Name by which clients call the server, beside localhost and its address; may be "
+                "given several times."
+            )
+        ),
+    ] = None,
     engine: Annotated[str, typer.Option(help=translate("What computes the answers."))] = "baichuan",
     speculate: Speculate = None,
     draft: DraftModel = None,
@@ -93,6 +103,8 @@ def serve(
             "{name} is set but holds no key; give it one, or unset it to serve without a key.",
             name=_KEY_VARIABLE,
         )
+    if math.isinf(drain):
+        raise UsageError("--drain is {seconds}; allowed is a number of seconds.", seconds=drain)
     guesses = guess_options(speculate, draft)
     try:
         from baichuan.serve.app import ApiOptions
@@ -105,7 +117,8 @@ def serve(
     api = ApiOptions(
         names=tuple(served_model_name or [_name(model)]),
         api_keys=api_key or (),
-        origins=allow_origin or (),
+        hosts=allow_host or (),
+        origins=[origin.rstrip("/") for origin in allow_origin or ()],
         max_body=max_body,
         timeout=timeout,
     )

@@ -14,7 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -23,6 +22,7 @@ from baichuan.language import translate
 from baichuan.serve import answers, tools
 from baichuan.serve.faults import ApiError, on_error
 from baichuan.serve.guard import Guard
+from baichuan.serve.hosts import AllowedHosts
 from baichuan.serve.metrics import Metrics
 from baichuan.serve.protocol import (
     Count,
@@ -84,21 +84,24 @@ class ApiOptions:
     Attributes:
         names: of the model; the first is the one in answers.
         api_keys: any of them is needed; none means nobody needs one.
-        origins: web pages that may call, for CORS.
+        hosts: names and addresses that a request's Host may be, as `AllowedHosts` takes them.
+        origins: web pages of other origins that may call (CORS).
         max_body: bytes of a request.
         timeout: seconds for an answer.
 
     Raises:
-        UsageError: a key that no client can send, or that everyone can.
+        UsageError: a key that no client can send, or that everyone can; a host that is none.
     """
 
     names: Sequence[str]
     api_keys: Sequence[str] = ()
+    hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
     max_body: int = 1 << 20
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
+        AllowedHosts(self.hosts)
         if any(not key or key.split() != [key] for key in self.api_keys):
             raise UsageError(
                 "An API key is empty or has white space in it (an unset variable?); give a key, or "
@@ -367,17 +370,12 @@ def make_app(process: ModelProcess, options: ApiOptions) -> FastAPI:
     app.add_middleware(
         Guard,
         metrics=metrics,
+        hosts=AllowedHosts(options.hosts),
+        origins=options.origins,
         api_keys=options.api_keys,
         max_body=options.max_body,
         timeout=options.timeout,
     )
-    if options.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=options.origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-        )
     return app
 
 

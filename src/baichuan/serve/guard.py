@@ -1,10 +1,12 @@
-"""What stands before every route: key, size and time limits, disconnects, request ids, access log.
+"""What stands before every route: names of the server, pages that may call, key, size and time
+limits, disconnects, request ids, access log.
 
 A plain ASGI middleware. Knows no route and no model.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -15,10 +17,13 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import anyio
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baichuan.language import translate
 from baichuan.serve.faults import ApiError, internal_error
+from baichuan.serve.hosts import AllowedHosts
 from baichuan.serve.metrics import Metrics
 from baichuan.serve.responses import event
 
@@ -36,6 +41,8 @@ class Guard:
     Args:
         app: what answers.
         metrics: counts the responses.
+        hosts: the names that requests may call the server by.
+        origins: web pages of other origins that may call (CORS).
         api_keys: one of them must come as `Authorization: Bearer KEY`; without any, none is needed.
         max_body: bytes of a request's body.
         timeout: seconds from the body to the end of the answer.
@@ -45,12 +52,22 @@ class Guard:
         self,
         app: ASGIApp,
         metrics: Metrics,
+        hosts: AllowedHosts,
+        origins: Sequence[str],
         api_keys: Sequence[str],
         max_body: int,
         timeout: float,
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._hosts = hosts
+        self._origins = origins
+        # It answers preflights, and lets allowed pages read errors too.
+        self._guarded: ASGIApp = self._guard
+        if origins:
+            self._guarded = CORSMiddleware(
+                self._guard, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+            )
         self._keys = [key.encode() for key in api_keys]
         self._max_body = max_body
         self._timeout = timeout
@@ -61,19 +78,31 @@ class Guard:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, send)
+        scope["state"]["exchange"] = exchange
+        try:
+            self._hosts.check(Headers(scope=scope), self._origins)
+            await self._guarded(scope, receive, exchange.send)
+        except ApiError as error:
+            await exchange.fail(error, exchange.send)
+        except asyncio.CancelledError:  # the server ends, and uvicorn logs what a task raises
+            message = translate("The server is shutting down.")
+            await exchange.fail(ApiError("unavailable", message), exchange.send)
+        except Exception:
+            _log.exception("a request failed")
+            await exchange.fail(internal_error(), exchange.send)
+        finally:
+            exchange.close(self._metrics)
+
+    async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: _Exchange = scope["state"]["exchange"]
         try:
             self._check_key(scope)
             body = await self._read(scope, receive)
-            await self._answer(scope, receive, exchange, body)
+            await self._answer(scope, receive, send, body)
         except ApiError as error:
-            await exchange.fail(error)
+            await exchange.fail(error, send)
         except _GoneError:
             exchange.gone = True
-        except Exception:
-            _log.exception("a request failed")
-            await exchange.fail(internal_error())
-        finally:
-            exchange.close(self._metrics)
 
     def _check_key(self, scope: Scope) -> None:
         if not self._keys or not scope["path"].startswith(_PROTECTED):
@@ -103,13 +132,12 @@ class Guard:
             )
             raise ApiError("large_body", sentence)
         if more:
-            raise ApiError("slow_body", translate("The body did not arrive in time."))
+            raise ApiError("slow_request", translate("The body did not arrive in time."))
         return bytes(body)
 
-    async def _answer(
-        self, scope: Scope, receive: Receive, exchange: _Exchange, body: bytes
-    ) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         """Run the app until it has answered, time is up, or the client has gone."""
+        exchange: _Exchange = scope["state"]["exchange"]
         unread = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
@@ -128,7 +156,7 @@ class Guard:
         with anyio.move_on_after(self._timeout):
             async with anyio.create_task_group() as group:
                 group.start_soon(watch, group.cancel_scope)
-                await self._app(scope, replay, exchange.send)
+                await self._app(scope, replay, send)
                 group.cancel_scope.cancel()
             timed_out = False
         if timed_out:
@@ -167,14 +195,14 @@ class _Exchange:
             self.ended = not message.get("more_body", False)
         await self._send(message)
 
-    async def fail(self, error: ApiError) -> None:
+    async def fail(self, error: ApiError, send: Send) -> None:
         """Answer with an error, or end a stream that has begun with one."""
         if self._status is None:
-            await error.response()(self._scope, _nothing, self.send)
+            await error.response()(self._scope, _nothing, send)
         elif self._streams and not self.ended:
             # To a client that does not read, it cannot be said.
             with anyio.move_on_after(1):
-                await self.send({"type": "http.response.body", "body": event(error.body)})
+                await send({"type": "http.response.body", "body": event(error.body)})
 
     def close(self, metrics: Metrics) -> None:
         """End the work on the request, and write a line for the access log.

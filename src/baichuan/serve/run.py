@@ -1,18 +1,21 @@
-"""From options to a server that runs until it is told to end. Knows uvicorn, sockets and logs."""
+"""From options to a server that runs until it is told to end. Knows uvicorn and sockets."""
 
 from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import socket
-import sys
+from dataclasses import replace
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from baichuan.errors import BaichuanError, UsageError
 from baichuan.language import translate
 from baichuan.serve.app import ApiOptions, make_app
-from baichuan.serve.guard import access_log
+from baichuan.serve.connections import BACKLOG, HttpConnection, limited
+from baichuan.serve.logs import set_up_logs
 from baichuan.serve.protocol import WorkerOptions
 from baichuan.serve.supervisor import ModelProcess
 
@@ -26,8 +29,8 @@ def run_server(worker: WorkerOptions, api: ApiOptions, host: str, port: int, dra
         UsageError: the address cannot be had.
         BaichuanError: the model cannot be loaded.
     """
-    _set_up_logs()
-    listening = _listen(host, port)
+    set_up_logs()
+    listening = listen(host, port)
     reasons: list[str] = []
 
     def give_up(reason: str) -> None:
@@ -35,17 +38,10 @@ def run_server(worker: WorkerOptions, api: ApiOptions, host: str, port: int, dra
         server.should_exit = True
 
     process = ModelProcess(worker, give_up)
-    app = make_app(process, api)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,  # the guard writes it
-            server_header=False,
-            ws="none",
-            timeout_graceful_shutdown=round(drain),
-        )
-    )
+    # Whoever knows the address may call by it.
+    hosts = [*api.hosts, host, listening.getsockname()[0]]
+    app = make_app(process, replace(api, hosts=hosts))
+    server = make_server(app, drain, limited())
     _log.info("%s at http://%s:%d/v1", api.names[0], *listening.getsockname()[:2])
     if not (api.api_keys or _is_loopback(host)):
         _log.warning(
@@ -59,10 +55,27 @@ def run_server(worker: WorkerOptions, api: ApiOptions, host: str, port: int, dra
         raise BaichuanError("The model cannot be served: {reason}", reason=reasons[0])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def make_server(app: ASGIApp, drain: float, http: type[HttpConnection]) -> uvicorn.Server:
+    """Return the HTTP server of an app, which speaks by one parser whatever else is installed."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=http,
+            log_config=None,
+            access_log=False,  # the guard writes it
+            server_header=False,
+            ws="none",
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=math.ceil(drain),
+        )
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; raise `UsageError` if the address cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise UsageError(
             "The server cannot listen on {host}:{port} ({reason}); choose another --host or "
@@ -71,6 +84,8 @@ def _listen(host: str, port: int) -> socket.socket:
             port=port,
             reason=error.strerror if isinstance(error, OSError) else error,
         ) from error
+    # asyncio sets TCP_NODELAY only where the protocol is named, which create_server leaves out.
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=listening.detach())
 
 
 def _is_loopback(host: str) -> bool:
@@ -78,13 +93,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _set_up_logs() -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    lines = logging.StreamHandler(sys.stderr)
-    lines.setFormatter(logging.Formatter("%(message)s"))
-    access_log.handlers = [lines]
-    access_log.propagate = False
