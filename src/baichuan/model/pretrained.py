@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.files import weights_by_umask
-from baichuan.hub import local_directory
+from baichuan.hub import HUB_ARGUMENTS, local_directory
 from baichuan.json_files import read_object
 from baichuan.model.configuration import BaichuanConfig, check_token_ids
 from baichuan.model.published_int8 import plan_of, read_published_int8, scale_names
@@ -34,9 +34,6 @@ _TOKEN_IDS = (
     *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
     *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids"),
 )
-
-#: The arguments that say where on the hub to look; a directory found already needs none of them.
-_HUB = ("revision", "token", "cache_dir", "force_download", "subfolder", "local_files_only")
 
 
 class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -66,7 +63,8 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         """
         if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        hub = {name: kwargs.pop(name) for name in _HUB if kwargs.get(name) is not None}
+        # A directory found already needs none of them.
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         directory = local_directory(pretrained_model_name_or_path, **hub)
         config = kwargs.get("config")
         if not isinstance(config, BaichuanConfig):
