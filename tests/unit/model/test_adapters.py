@@ -10,6 +10,7 @@ from packaging.version import Version
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_config
+from transformers import AutoModelForCausalLM
 from transformers.integrations import peft as integration
 
 import baichuan
@@ -442,3 +443,29 @@ def test_an_adapter_may_take_the_place_of_another(adapter, saved):
     assert torch.equal(logits(model.eval()), logits(wanted.eval()))
     with pytest.raises(CheckpointError, match="r is 'x'"):
         model.load_adapter(str(changed(adapter, r="x")), adapter_name="default", hotswap=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}", b"", b'{"peft_type": 1}', b'{"base_model_name_or_path": 5}']
+)
+def test_a_configuration_without_an_adapter_says_nothing_about_a_model(tmp_path, content):
+    """A repository may hold one beside a whole model."""
+    network().save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    loaded = baichuan.BaichuanForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(loaded), logits(network()))
+    if content[-1:] == b"}":  # transformers reads it before it knows which class to ask
+        again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        assert torch.equal(logits(again), logits(network()))
+
+
+def test_a_name_of_an_adapter_loads_its_model_too(saved, tmp_path):
+    network().save_pretrained(tmp_path / "base")
+    adapter = shutil.copytree(saved, tmp_path / "adapter")
+    changed(adapter, base_model_name_or_path=str(tmp_path / "base"))
+    loaded = AutoModelForCausalLM.from_pretrained(adapter).eval()
+    wanted = network()
+    wanted.load_adapter(str(saved))
+    assert torch.equal(logits(loaded), logits(wanted.eval()))
+    with pytest.raises(CheckpointError, match="r is 'x'"):
+        AutoModelForCausalLM.from_pretrained(changed(adapter, r="x"))
