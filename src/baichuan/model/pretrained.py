@@ -75,7 +75,7 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             return cls._from_published_int8(weights, **{**kwargs, "config": config})
         cls._check_files(config, weights)
         if kwargs.get("generation_config") is None and cls.can_generate():
-            kwargs["generation_config"] = _read_generation_config(config, directory)
+            kwargs["generation_config"] = read_generation_config(config, directory)
         # The directory's own adapter_config.json, without weights, says nothing about this network.
         adapters = kwargs.get("adapter_kwargs") or {}
         if str(adapters.get("_adapter_model_path", directory)) in (str(directory), str(given)):
@@ -111,7 +111,7 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         for name in ("use_safetensors", "variant", "trust_remote_code"):
             kwargs.pop(name, None)
         model = super().from_pretrained(None, config=config, state_dict=state, **kwargs)
-        model.generation_config = _read_generation_config(config, weights.directory)
+        model.generation_config = read_generation_config(config, weights.directory)
         return model
 
     @classmethod
@@ -130,7 +130,7 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         check_tensors(directory, held, network)
 
 
-def _read_generation_config(config: BaichuanConfig, directory: Path) -> GenerationConfig:
+def read_generation_config(config: BaichuanConfig, directory: Path) -> GenerationConfig:
     """Read how answers are sampled; transformers would pass over a file that it cannot read.
 
     Where there is none, old configurations hold it, as for transformers. Padding that is no token
