@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of its httpx
@@ -20,6 +22,15 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 
 from baichuan.errors import CheckpointError, DataError, DownloadError
 
+#: Where on the hub to look: arguments here, in `baichuan.load` and in `from_pretrained`.
+HUB_ARGUMENTS = (
+    "revision",
+    "token",
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "subfolder",
+)
 #: The small model that travels with the package, and its name; a directory is `./demo`.
 DEMO = Path(__file__).with_name("demo")
 DEMO_NAME = "demo"
@@ -27,6 +38,8 @@ DEMO_NAME = "demo"
 _WANTED = ("*.json", "*.model", "model*.safetensors")
 #: Fetched only where the repository has no safetensors.
 _PICKLES = "pytorch_model*.bin"
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER_PICKLE = "adapter_model.bin"
 #: What data sets are read from; no script that would have to be run.
 _ROWS = ["*.csv", "*.zip", "*.tar", "*.tar.gz", "*.tgz"]
 #: Fetched only where the repository has none of these.
@@ -58,7 +71,7 @@ def local_directory(
     if name == DEMO_NAME:
         return DEMO
     check_permission(path)
-    if name and path.is_dir():
+    if name and _is_directory(path):
         return _checked(path / subfolder)
     if path.suffix == ".gguf" and path.is_file():
         raise CheckpointError(
@@ -77,26 +90,58 @@ def local_directory(
             name=name,
         )
 
-    def fetch(*patterns: str) -> Path:
-        prefix = f"{subfolder}/" if subfolder else ""
-        root = snapshot_download(
-            name,
-            revision=revision,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-            token=token,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            allow_patterns=[prefix + pattern for pattern in patterns],
-        )
-        return Path(root) / subfolder
-
+    where = {
+        "revision": revision,
+        "cache_dir": None if cache_dir is None else Path(cache_dir),
+        "token": token,
+        "force_download": force_download,
+        "local_files_only": local_files_only,
+    }
     try:
-        directory = fetch(*_WANTED)
+        directory = _fetched(name, _WANTED, subfolder, where)
         if not any(directory.glob("model*.safetensors")):
-            directory = fetch(_PICKLES)
+            directory = _fetched(name, (_PICKLES,), subfolder, where)
     except (OSError, HTTPError, HFValidationError) as error:
         raise _explained(name, revision, error) from error
     return _checked(directory)
+
+
+def adapter_directory(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
+    """Return the directory of an adapter, fetching it from the hub where it is not a path.
+
+    Args:
+        name_or_path: a directory, or a hub name.
+        hub: of `local_directory`.
+
+    Raises:
+        DownloadError: not on this machine and not to be had from the hub.
+    """
+    name, subfolder = os.fspath(name_or_path), str(hub.pop("subfolder", ""))
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or _is_directory(Path(name)):
+        return Path(name) / subfolder
+    try:
+        directory = _fetched(name, _ADAPTER, subfolder, hub)
+        if not any(directory.glob("adapter_model.safetensors")):
+            directory = _fetched(name, (_ADAPTER_PICKLE,), subfolder, hub)
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise _explained(name, hub.get("revision"), error) from error
+    return directory
+
+
+def _fetched(name: str, patterns: Iterable[str], subfolder: str, where: Mapping[str, Any]) -> Path:
+    prefix = f"{subfolder}/" if subfolder else ""
+    root = snapshot_download(
+        name, allow_patterns=[prefix + pattern for pattern in patterns], **where
+    )
+    return Path(root) / subfolder
+
+
+def _is_directory(path: Path) -> bool:
+    """Say whether a path is a directory; a name that no file system takes is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def is_model_name(name: str) -> bool:

@@ -17,7 +17,7 @@ import torch
 from transformers.utils import logging
 
 from baichuan.errors import CheckpointError, DownloadError, UsageError
-from baichuan.hub import DEMO, local_directory
+from baichuan.hub import DEMO, HUB_ARGUMENTS, local_directory
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaiChuanForCausalLM, BaichuanForCausalLM
 from baichuan.model.pretrained import read_config
@@ -27,8 +27,6 @@ from baichuan.model.tokenizer import BaichuanTokenizer
 from baichuan.quant.plan import use_huge_pages
 from baichuan.quant.scheme import Scheme
 
-#: Where on the hub to look; passed on.
-_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
 #: What other loaders call some arguments.
 _ELSEWHERE = {
     **dict.fromkeys(("quantize", "quantization", "load_in_4bit", "load_in_8bit"), "bits"),
@@ -113,8 +111,10 @@ def _check_arguments(name_or_path: object, hub: Mapping[str, object]) -> None:
             "None for the demo model.",
             given=name_or_path,
         )
-    for given in sorted(hub.keys() - set(_HUB)):
-        allowed = [name for name in signature(load).parameters if name != "hub"] + list(_HUB)
+    for given in sorted(hub.keys() - set(HUB_ARGUMENTS)):
+        allowed = [name for name in signature(load).parameters if name != "hub"] + list(
+            HUB_ARGUMENTS
+        )
         meant = _ELSEWHERE.get(given) or next(iter(get_close_matches(given, allowed)), None)
         if meant is not None:
             raise UsageError(

@@ -6,6 +6,7 @@ it of quantized ones. Knows no training and no checkpoint of a whole network. Ne
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.hub import check_permission
+from baichuan.model.adapter_config import read_lora_config
 from baichuan.model.pretrained import counted
 from baichuan.model.quantization import is_quantized, to_linear
 from baichuan.quant.linear import QuantizedLinear
@@ -31,6 +33,9 @@ _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 #: What peft's own model puts before the names of the network.
 PREFIX = "base_model.model."
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+#: A rank that may stand in a file although, by `rank_pattern`, all weights have others.
+_USUAL_RANK = 64
 
 
 class QuantizedLora(LoraLinear):  # type: ignore[misc]  # untyped base
@@ -92,30 +97,42 @@ def with_quantized(config: PeftConfig) -> PeftConfig:
     return config
 
 
-def read_adapter_config(directory: Path) -> PeftConfig:
-    """Read the adapter_config.json that peft wrote.
+def read_adapter_config(directory: Path) -> LoraConfig:
+    """Read the adapter_config.json of a directory; nothing that it names is imported or opened.
 
     Raises:
-        CheckpointError: there is none, or peft cannot read it.
+        CheckpointError: there is none, or `read_lora_config` refuses it.
     """
     check_permission(directory)
-    if not (directory / _CONFIG).is_file():
+    file = directory / _CONFIG
+    if not file.is_file():
         raise CheckpointError(
             "{directory} holds no adapter: there is no {file}. Give the directory that training "
             "wrote, or one of its checkpoint-... directories.",
             directory=directory,
             file=_CONFIG,
         )
-    try:
-        return PeftConfig.from_pretrained(str(directory))
-    except PermissionError as error:
-        raise CheckpointError.unreadable(directory / _CONFIG, error) from error
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    return read_lora_config(file)
+
+
+def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Read an adapter's configuration and weights; they belong together.
+
+    Raises:
+        CheckpointError: what the readers of either find, or a rank that no weight has.
+    """
+    config, weights = read_adapter_config(directory), read_adapter_weights(directory)
+    asked = max(config.r, *config.rank_pattern.values(), 0)
+    ranks = [len(t) for name, t in weights.items() if re.search("lora_(embedding_)?A", name)]
+    if asked > max(_USUAL_RANK, *ranks):  # peft would make weights of it before it reads any
         raise CheckpointError(
-            "{file} cannot be read ({reason}); it is damaged, or of a newer peft.",
+            "{file} asks for the rank {asked}, but the weights beside it have ranks of at most "
+            "{most}. Copy the adapter's files again.",
             file=directory / _CONFIG,
-            reason=error,
-        ) from error
+            asked=asked,
+            most=max(ranks, default=0),
+        )
+    return config, weights
 
 
 @contextmanager
@@ -146,6 +163,16 @@ def read_adapter_weights(directory: Path) -> dict[str, Tensor]:
         name.removeprefix(PREFIX).replace("_magnitude_vector.weight", "_magnitude_vector"): tensor
         for name, tensor in read_tensors(file)
     }
+    for name, tensor in weights.items():
+        if tensor.dtype not in _DTYPES or not tensor.ndim:
+            raise CheckpointError(
+                "{file} holds {name} as {dtype} {shape}; an adapter's weights are matrices in "
+                "float32, float16 or bfloat16. Copy the adapter's files again.",
+                file=file,
+                name=name,
+                dtype=tensor.dtype,
+                shape=list(tensor.shape),
+            )
     broken = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise CheckpointError(
@@ -203,6 +230,29 @@ def check_fit(
         )
 
 
+@contextmanager
+def explained(
+    network: Any, directory: Path, weights: Mapping[str, Tensor], name: str = "default"
+) -> Iterator[None]:
+    """Let peft put an adapter into a network, and check that it fits; arguments of `check_fit`.
+
+    Raises:
+        CheckpointError: it does not fit, or peft refuses it.
+    """
+    try:
+        with quiet_peft():
+            yield
+    except Exception as error:  # peft fails in many ways where an adapter does not fit
+        if name in getattr(network, "peft_config", {}):
+            check_fit(network, directory, weights, name)
+        raise CheckpointError(
+            "The adapter in {directory} cannot be used with this model: {reason}.",
+            directory=directory,
+            reason=(str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(" ."),
+        ) from error
+    check_fit(network, directory, weights, name)
+
+
 def remove_adapter(network: Any, name: str) -> None:
     """Take an adapter out of a network that transformers loaded it into."""
     kind = network.peft_config.pop(name).peft_type.value.lower()
@@ -231,39 +281,19 @@ def attach_adapter(
     Raises:
         CheckpointError: the directory holds no adapter, a damaged one, or one of another network.
     """
-    config = read_adapter_config(directory)
-    if config.is_prompt_learning or config.is_adaption_prompt:
-        raise CheckpointError(
-            "The adapter in {directory} is of the type {kind}; allowed are adapters that change "
-            "weights, such as LORA.",
-            directory=directory,
-            kind=getattr(config.peft_type, "value", config.peft_type),
-        )
-    weights = read_adapter_weights(directory)
+    config, weights = read_adapter(directory)
     if is_quantized(model):
         config = with_quantized(config)
         replaced = getattr(config, "modules_to_save", None) or ()
         to_linear(model, model.dtype, lambda name: name.rpartition(".")[2] in replaced)
-    try:
-        with quiet_peft():
-            adapted = PeftModel.from_pretrained(
-                model,
-                str(directory),
-                config=config,
-                is_trainable=trainable,
-                low_cpu_mem_usage=low_memory,
-            )
-    except (KeyError, ValueError, RuntimeError, OSError) as error:
-        if hasattr(model, "peft_config"):
-            check_fit(model, directory, weights)
-        raise CheckpointError(
-            "The adapter in {directory} cannot be used: {reason}. It was trained on {base}.",
-            directory=directory,
-            reason=str(error).strip().splitlines()[-1].strip().rstrip("."),
-            base=config.base_model_name_or_path,
-        ) from error
-    check_fit(model, directory, weights)
-    return adapted
+    with explained(model, directory, weights):
+        return PeftModel.from_pretrained(
+            model,
+            str(directory),
+            config=config,
+            is_trainable=trainable,
+            low_cpu_mem_usage=low_memory,
+        )
 
 
 def load_for_inference(model: Any, directory: Path) -> Any:

@@ -7,15 +7,77 @@ the capital C of the 7B's architecture name and its `max_position_embeddings`.
 
 # No `from __future__ import annotations`: `strict` checks field types only if they are not strings.
 import math
-from typing import Any, Literal
+import os
+from pathlib import Path
+from typing import Any, Literal, cast
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from baichuan.errors import CheckpointError, UsageError
+from baichuan.json_fields import (
+    BOOLEAN,
+    OBJECT,
+    Kind,
+    either,
+    list_of,
+    number,
+    one_of,
+    optional,
+    read_fields,
+    text,
+    whole,
+)
+from baichuan.json_files import read_object
+from baichuan.language import phrase
 
 PositionEmbedding = Literal["alibi", "rope"]
+
+_ID = whole(-(1 << 63), 1 << 63)  # the vocabulary decides
+_IDS = optional(either(_ID, list_of(_ID, 1000)))
+#: Angles by name, as transformers wrote it; only the base is used.
+_ROPE = Kind(
+    lambda value: (
+        isinstance(value, dict)
+        and optional(text(100)).holds(value.get("rope_type"))
+        and optional(text(100)).holds(value.get("type"))
+        and number(0, 1e12).holds(value.get("rope_theta", 1))
+    ),
+    phrase("an object with rope_type, a text, and rope_theta, a number"),
+)
+_LENGTH = optional(whole(1, 1 << 24))
+#: What is read of a config.json, with the largest values that any published network comes near.
+#: Whatever else it has, no part of transformers gets to see.
+_FIELDS = {
+    "model_type": text(100),
+    "architectures": optional(list_of(text(200), 100)),
+    "transformers_version": optional(text(100)),
+    "tokenizer_class": optional(text(200)),
+    "dtype": optional(one_of("float32", "bfloat16", "float16", "float64")),
+    "torch_dtype": optional(one_of("float32", "bfloat16", "float16", "float64")),
+    "vocab_size": whole(1, 1 << 24),
+    "hidden_size": whole(1, 1 << 17),
+    "intermediate_size": whole(1, 1 << 20),
+    "num_hidden_layers": whole(1, 1000),
+    "num_attention_heads": whole(1, 1 << 12),
+    "hidden_act": one_of("silu"),
+    "position_embedding": optional(one_of("alibi", "rope")),
+    "model_max_length": _LENGTH,
+    "max_position_embeddings": _LENGTH,
+    "rope_theta": number(0, 1e12),
+    "rope_parameters": optional(_ROPE),
+    "rope_scaling": optional(_ROPE),
+    "initializer_range": number(0, 1e3),
+    "rms_norm_eps": number(0, 1),
+    "use_cache": BOOLEAN,
+    "pad_token_id": optional(_ID),
+    "bos_token_id": _IDS,
+    "eos_token_id": _IDS,
+    "tie_word_embeddings": BOOLEAN,
+    "quantization_config": optional(OBJECT),
+    "z_loss_weight": optional(number(-1e9, 1e9)),
+}
 
 _SIZES = (
     "vocab_size",
@@ -112,6 +174,24 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
             check_token_ids(name, getattr(self, name), self.vocab_size)
 
     @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a config.json (transformers calls this to load), which must be JSON.
+
+        Raises:
+            CheckpointError: it is not, or is too large.
+        """
+        folder = str(kwargs.get("subfolder") or "")
+        path = Path(pretrained_model_name_or_path, folder, "config.json")
+        if path.is_file():
+            read_object(path)  # in which transformers would fail in other ways
+        return cast(
+            tuple[dict[str, Any], dict[str, Any]],
+            super().get_config_dict(pretrained_model_name_or_path, **kwargs),
+        )
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a configuration from what a config.json holds (transformers calls this to load).
 
@@ -125,8 +205,9 @@ class BaichuanConfig(PreTrainedConfig):  # type: ignore[misc]  # untyped base
                 "Baichuan-13B and Baichuan-7B, whose model_type is 'baichuan'.",
                 given=model_type,
             )
+        settings = read_fields(config_dict, _FIELDS, "config.json", CheckpointError)
         try:
-            return super().from_dict(config_dict, **kwargs)
+            return super().from_dict(settings, **kwargs)
         except (StrictDataclassError, UsageError, AttributeError, TypeError) as error:
             why = " ".join(str(error.__cause__ or error).split())
             raise CheckpointError(
@@ -245,4 +326,4 @@ def _are_token_ids(given: Any, size: int) -> bool:
 
 
 def _is_token_id(value: Any, size: int) -> bool:
-    return isinstance(value, int) and 0 <= value < size
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size

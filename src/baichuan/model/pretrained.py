@@ -17,9 +17,11 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.files import weights_by_umask
-from baichuan.hub import local_directory
+from baichuan.hub import HUB_ARGUMENTS, local_directory
+from baichuan.json_fields import read_fields
 from baichuan.json_files import read_object
 from baichuan.model.configuration import BaichuanConfig, check_token_ids
+from baichuan.model.generation_fields import GENERATION_FIELDS, TOKEN_IDS
 from baichuan.model.published_int8 import plan_of, read_published_int8, scale_names
 from baichuan.model.quantization import BaichuanQuantizationConfig, swap_modules
 from baichuan.weights import WeightFiles
@@ -27,16 +29,9 @@ from baichuan.weights import WeightFiles
 #: The 7B's code kept its table of rotary frequencies among the weights; it is computed here.
 _INV_FREQ = "rotary_emb.inv_freq"
 _NAMED = 4
+#: A folder that there is not, in which transformers looks for an adapter.
+_NO_ADAPTER = "no adapter"
 _GENERATION = "generation_config.json"
-#: Settings of generation_config.json that name tokens; the one for padding is ignored if it cannot.
-_TOKEN_IDS = (
-    *("bos_token_id", "eos_token_id", "user_token_id", "assistant_token_id"),
-    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
-    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids"),
-)
-
-#: The arguments that say where on the hub to look; a directory found already needs none of them.
-_HUB = ("revision", "token", "cache_dir", "force_download", "subfolder", "local_files_only")
 
 
 class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -66,8 +61,10 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         """
         if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        hub = {name: kwargs.pop(name) for name in _HUB if kwargs.get(name) is not None}
-        directory = local_directory(pretrained_model_name_or_path, **hub)
+        # A directory found already needs none of them.
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        given = pretrained_model_name_or_path
+        directory = local_directory(given, **hub)
         config = kwargs.get("config")
         if not isinstance(config, BaichuanConfig):
             config = BaichuanConfig.from_pretrained(config) if config else read_config(directory)
@@ -78,7 +75,11 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             return cls._from_published_int8(weights, **{**kwargs, "config": config})
         cls._check_files(config, weights)
         if kwargs.get("generation_config") is None and cls.can_generate():
-            kwargs["generation_config"] = _read_generation_config(config, directory)
+            kwargs["generation_config"] = read_generation_config(config, directory)
+        # The directory's own adapter_config.json, without weights, says nothing about this network.
+        adapters = kwargs.get("adapter_kwargs") or {}
+        if str(adapters.get("_adapter_model_path", directory)) in (str(directory), str(given)):
+            kwargs["adapter_kwargs"] = {"subfolder": _NO_ADAPTER}
         with_info = kwargs.pop("output_loading_info", False)
         # It would let transformers run a `custom_generate/generate.py` of the directory.
         kwargs.pop("trust_remote_code", None)
@@ -110,7 +111,7 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         for name in ("use_safetensors", "variant", "trust_remote_code"):
             kwargs.pop(name, None)
         model = super().from_pretrained(None, config=config, state_dict=state, **kwargs)
-        model.generation_config = _read_generation_config(config, weights.directory)
+        model.generation_config = read_generation_config(config, weights.directory)
         return model
 
     @classmethod
@@ -129,7 +130,7 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         check_tensors(directory, held, network)
 
 
-def _read_generation_config(config: BaichuanConfig, directory: Path) -> GenerationConfig:
+def read_generation_config(config: BaichuanConfig, directory: Path) -> GenerationConfig:
     """Read how answers are sampled; transformers would pass over a file that it cannot read.
 
     Where there is none, old configurations hold it, as for transformers. Padding that is no token
@@ -139,15 +140,17 @@ def _read_generation_config(config: BaichuanConfig, directory: Path) -> Generati
         CheckpointError: the file is damaged, or names ids that the vocabulary does not have.
     """
     path = directory / _GENERATION
-    if path.is_file():
-        content = read_object(path)
-        _check_token_ids(path, content, config.vocab_size)
-        settings = GenerationConfig.from_dict(content)
-    else:
+    own = path.is_file()
+    if not own:
         path = directory / "config.json"
-        settings = GenerationConfig.from_model_config(
-            read_object(path) if path.is_file() else config
-        )
+    content = read_object(path) if path.is_file() else config.to_dict()
+    content = read_fields(content, GENERATION_FIELDS, path, CheckpointError)
+    _check_token_ids(path, content, config.vocab_size)
+    read = GenerationConfig.from_dict if own else GenerationConfig.from_model_config
+    try:
+        settings = read(content)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError("{path} cannot be used: {why}", path=path, why=error) from error
     pad = settings.pad_token_id
     if pad is not None and not 0 <= pad < config.vocab_size:
         settings.pad_token_id = config.pad_token_id
@@ -173,7 +176,7 @@ def read_config(directory: Path) -> BaichuanConfig:
 def _check_token_ids(path: Path, content: Mapping[str, Any], size: int) -> None:
     """Check the token ids in a generation_config.json against the size of the vocabulary."""
     try:
-        for name in _TOKEN_IDS:
+        for name in TOKEN_IDS:
             check_token_ids(name, content.get(name), size)
     except UsageError as error:
         raise CheckpointError(

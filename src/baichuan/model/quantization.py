@@ -7,10 +7,10 @@ arithmetic (quant/).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,6 +23,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from baichuan.errors import CheckpointError, UsageError
+from baichuan.hub import HUB_ARGUMENTS, adapter_directory
 from baichuan.language import translate
 from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.original import OriginalLinear
@@ -178,28 +179,31 @@ class QuantizeMixin:
                 network is as it was then.
         """
         need_peft()
-        name = adapter_name or "default"
-        known = name in getattr(self, "peft_config", {})  # then its weights are exchanged
-        if known or peft_model_id is None or not Path(peft_model_id).is_dir():
-            return super().load_adapter(peft_model_id, adapter_name, **named)  # type: ignore[misc]
+        if peft_model_id is None:
+            return super().load_adapter(None, adapter_name, **named)  # type: ignore[misc]
         from baichuan.model import adapters
 
         assert isinstance(self, nn.Module)
-        directory = Path(peft_model_id)
-        config = named.pop("peft_config", None) or adapters.read_adapter_config(directory)
-        weights = adapters.read_adapter_weights(directory)
+        name = adapter_name or "default"
+        known = name in getattr(self, "peft_config", {})  # then its weights are exchanged
+        directory = adapter_directory(peft_model_id, **_hub_arguments(named))
+        config, weights = adapters.read_adapter(directory)
+        config = named.pop("peft_config", None) or config
         if is_quantized(self):
             config = adapters.with_quantized(config)
+        # transformers takes the magnitudes of DoRA for a module's, as peft names them in a network.
+        state = {
+            re.sub("_magnitude_vector$", r"\g<0>.weight", key): t for key, t in weights.items()
+        }
+        named = {**named, "peft_config": config, "adapter_state_dict": state}
+        if known:
+            return super().load_adapter(None, name, **named)  # type: ignore[misc]
         try:
-            try:
-                return super().load_adapter(  # type: ignore[misc]
-                    None, name, config, adapter_state_dict=weights, **named
-                )
-            finally:
-                if name in getattr(self, "peft_config", {}):
-                    adapters.check_fit(self, directory, weights, name)
+            with adapters.explained(self, directory, weights, name):
+                return super().load_adapter(None, name, **named)  # type: ignore[misc]
         except CheckpointError:
-            adapters.remove_adapter(self, name)
+            if name in getattr(self, "peft_config", {}):
+                adapters.remove_adapter(self, name)
             raise
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, **options: Any) -> Any:
@@ -228,6 +232,19 @@ class QuantizeMixin:
     def float(self, *_: Any) -> Any:
         """Cast what is not quantized to float32; transformers refuses it for quantized models."""
         return self.to(torch.float32)
+
+
+def _hub_arguments(named: dict[str, Any]) -> dict[str, Any]:
+    """Take the arguments of `load_adapter` that say where on the hub an adapter is."""
+    load_config = named.get("load_config")  # from_pretrained's, which found a name of an adapter
+    given = {
+        **(load_config.download_kwargs if load_config is not None else {}),
+        **(named.pop("adapter_kwargs", None) or {}),
+        **named,
+    }
+    for name in HUB_ARGUMENTS:
+        named.pop(name, None)
+    return {name: given[name] for name in HUB_ARGUMENTS if given.get(name)}
 
 
 def need_peft(least: str = LEAST_PEFT) -> None:

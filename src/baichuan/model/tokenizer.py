@@ -7,7 +7,6 @@ so a checkpoint's own `tokenization_baichuan.py` never runs. Knows no network an
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,9 @@ from transformers.models.auto import tokenization_auto
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from baichuan.errors import TokenizerError
+from baichuan.json_files import read_object
 from baichuan.model.prompt import Form, assistant_mask, encode_chat
+from baichuan.model.tokenizer_files import CONFIG, check_vocabulary, read_settings
 
 
 class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped base
@@ -55,7 +56,7 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped 
         # Neither may reach a saved file: the first points at Python files, the second says nothing.
         kwargs.pop("auto_map", None)
         kwargs.pop("use_fast", None)
-        _check_file(vocab_file)
+        check_vocabulary(vocab_file)
         tokens = {"unk_token": unk_token, "bos_token": bos_token, "eos_token": eos_token}
         try:
             super().__init__(vocab_file=vocab_file, pad_token=pad_token, **tokens, **kwargs)
@@ -75,12 +76,32 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped 
         Raises:
             TokenizerError: a file is missing, damaged, or may not be read.
         """
+        if args:
+            _check_json(args[0], kwargs)
         try:
             return super().from_pretrained(*args, **kwargs)
+        except TokenizerError:
+            raise
         except PermissionError as error:
             raise TokenizerError.unreadable(error.filename, error) from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise _no_json(args[0] if args else None, error) from error
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        resolved_vocab_files: dict[str, str | None],
+        name: Any,
+        settings: Any,
+        *args: Any,
+        **kw: Any,
+    ) -> Any:
+        """Build a tokenizer of its files (transformers calls this to load)."""
+        settings = read_settings(resolved_vocab_files, kw)
+        files = {
+            key: path
+            for key, path in resolved_vocab_files.items()
+            if key not in ("tokenizer_config_file", "special_tokens_map_file")
+        }
+        return super()._from_pretrained(files, name, settings, *args, **kw)
 
     def get_vocab(self) -> dict[str, int]:
         """Map every piece and added token to its id."""
@@ -329,10 +350,8 @@ _get_tokenizer_config = tokenization_auto.get_tokenizer_config
 
 def _tokenizer_config_without_code(name: Any, **kwargs: Any) -> dict[str, Any]:
     """Read tokenizer_config.json; where it means Baichuan's own Python file, name our class."""
-    try:
-        found: dict[str, Any] = _get_tokenizer_config(name, **kwargs)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _no_json(name, error) from error
+    _check_json(name, kwargs)
+    found: dict[str, Any] = _get_tokenizer_config(name, **kwargs)
     ours = BaichuanTokenizer.__name__
     named = found.get("tokenizer_class")
     if "auto_map" not in found and named == ours:
@@ -348,29 +367,12 @@ def _tokenizer_config_without_code(name: Any, **kwargs: Any) -> dict[str, Any]:
     return found
 
 
-def _no_json(directory: object, error: ValueError) -> TokenizerError:
-    return TokenizerError(
-        "A settings file of the tokenizer in {directory} is not JSON in UTF-8 without a byte order "
-        "mark ({reason}): tokenizer_config.json, special_tokens_map.json or added_tokens.json. "
-        "Save it so, or fetch it again.",
-        directory=directory,
-        reason=error,
-    )
+def _check_json(name: Any, options: dict[str, Any]) -> None:
+    """Check that a directory's tokenizer_config.json can be read: transformers' reader cannot say.
 
-
-def _check_file(vocab_file: object) -> None:
-    if not vocab_file:
-        raise TokenizerError(
-            "No tokenizer.model was found; a Baichuan tokenizer needs the checkpoint's "
-            "tokenizer.model. Put it beside config.json or fetch the checkpoint again."
-        )
-    if not isinstance(vocab_file, (str, Path)) or not Path(vocab_file).is_file():
-        raise TokenizerError(
-            "There is no file {file}; a Baichuan tokenizer needs the checkpoint's tokenizer.model. "
-            "Put it beside config.json or fetch the checkpoint again.",
-            file=vocab_file,
-        )
-    try:
-        Path(vocab_file).open("rb").close()  # transformers would not say why it cannot be read
-    except OSError as error:
-        raise TokenizerError.unreadable(vocab_file, error) from error
+    Raises:
+        TokenizerError: it is not JSON, or is too large.
+    """
+    path = Path(str(name), str(options.get("subfolder") or ""), CONFIG)
+    if path.is_file():
+        read_object(path, TokenizerError)

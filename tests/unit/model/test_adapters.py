@@ -1,6 +1,7 @@
 """Adapters: beside quantized layers, merged into float ones, and what is said of broken ones."""
 
 import json
+import shutil
 
 import peft
 import pytest
@@ -9,9 +10,11 @@ from packaging.version import Version
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_config
+from transformers import AutoModelForCausalLM
 from transformers.integrations import peft as integration
 
 import baichuan
+from baichuan.checkpoint.merge import merge_adapter
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.model import quantization
 from baichuan.model.adapters import (
@@ -169,7 +172,7 @@ def test_what_is_no_adapter_is_said(tmp_path):
     with pytest.raises(CheckpointError, match="holds no adapter"):
         network(4).load_adapter(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "MAGIC"}))
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"is of the peft_type 'MAGIC'; allowed is LORA"):
         read_adapter_config(tmp_path)
 
 
@@ -280,6 +283,9 @@ def test_adapters_of_all_kinds_that_fit_are_loaded(tmp_path):
     ):
         directory = tmp_path / str(number)
         model = get_peft_model(network(), config(**changes)).eval()
+        for name, parameter in model.named_parameters():
+            if "magnitude" in name:  # as if it were trained: it does not follow from the others
+                parameter.data *= 1.5
         model.save_pretrained(directory, safe_serialization=bool(number % 2))
         wanted = logits(model)
         loaded = network()
@@ -296,5 +302,170 @@ def test_what_cannot_be_merged_or_changes_no_weights_is_said(tmp_path):
         load_for_inference(network(), tmp_path / "bias")
     prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     get_peft_model(network(), prompts).save_pretrained(tmp_path / "prompts")
-    with pytest.raises(CheckpointError, match="is of the type PROMPT_TUNING; allowed are adapters"):
+    with pytest.raises(CheckpointError, match="is of the peft_type 'PROMPT_TUNING'; allowed is"):
         attach_adapter(network(), tmp_path / "prompts")
+
+
+def changed(directory, **changes):
+    """Change settings of an adapter that was saved."""
+    file = directory / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **changes}))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """An adapter for `network()`."""
+    directory = tmp_path_factory.mktemp("saved")
+    get_peft_model(network(), config()).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def adapter(saved, tmp_path):
+    """A copy of it that a test may spoil."""
+    return shutil.copytree(saved, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("package", ["lora", "megatron"])
+@pytest.mark.parametrize(
+    "door",
+    [
+        lambda adapter, _: attach_adapter(network(), adapter),
+        lambda adapter, _: load_for_inference(network(4), adapter),
+        lambda adapter, _: network().load_adapter(str(adapter)),
+        lambda adapter, _: network(8).load_adapter(adapter, adapter_name="other"),
+        lambda adapter, base: baichuan.load(base, adapter=adapter),
+        lambda adapter, base: merge_adapter(base, adapter, base / "merged"),
+    ],
+    ids=["attach", "quantized", "load_adapter", "quantized load_adapter", "load", "merge"],
+)
+def test_no_adapter_can_name_a_module_to_import(tmp_path, monkeypatch, adapter, door, package):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "evil.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    changed(adapter, megatron_config={"a": 1}, megatron_core=f"{package}.evil")
+    network().save_pretrained(tmp_path / "base")
+    shutil.copy(baichuan.hub.DEMO / "tokenizer.model", tmp_path / "base")
+    with pytest.raises(CheckpointError, match=r"has megatron_config = \{'a': 1\}, which this pack"):
+        door(adapter, tmp_path / "base")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": "8"}, r"adapter_config.json cannot be used: r is '8'; allowed is an integer from 1"),
+        ({"r": True}, "r is True"),
+        ({"r": 0}, "r is 0"),
+        ({"r": 10_000}, r"asks for the rank 10000, but the weights .* ranks of at most 4"),
+        ({"rank_pattern": {"W_pack": 9_999}}, r"asks for the rank 9999"),
+        ({"lora_alpha": None}, "lora_alpha is None; allowed is a number"),
+        ({"lora_alpha": 1e300}, r"lora_alpha is 1e\+300"),
+        ({"lora_dropout": 1}, "lora_dropout is 1; allowed is a number from 0 to 0.999"),
+        ({"target_modules": 5}, "target_modules is 5; allowed is a list"),
+        ({"target_modules": {"W_pack": 1}}, "target_modules is {'W_pack': 1}"),
+        ({"target_modules": ["W_pack", 3]}, r"target_modules is \['W_pack', 3\]"),
+        ({"target_modules": r"(\w+\.?)+!"}, "target_modules is .*allowed is .* a regular expre"),
+        ({"target_modules": ".?" * 60 + "!"}, "target_modules is"),
+        ({"target_modules": "(.|.)" * 30 + "!"}, "target_modules is"),
+        ({"exclude_modules": "["}, "exclude_modules is"),
+        ({"rank_pattern": {"(.*)*x": 4}}, "rank_pattern is"),
+        ({"alpha_pattern": {".*.*.*": 4}}, "alpha_pattern is"),
+        ({"layers_pattern": "(a*)*"}, "layers_pattern is"),
+        ({"target_modules": ["nothing"]}, "cannot be used with this model: .*Target modules"),
+        ({"trainable_token_indices": [999_999]}, "cannot be used with this model"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa', which changes the base"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "weights 'loftq'"),
+        ({"init_lora_weights": "pissa_niter_1000000000"}, "which changes the base weights"),
+        ({"init_lora_weights": 1}, "init_lora_weights 1"),
+        ({"loftq_config": {"loftq_bits": 4}}, "has loftq_config = {'loftq_bits': 4}, which this"),
+        ({"corda_config": {"cache_file": "x.pt"}}, "has corda_config"),
+        ({"layer_replication": [[0, 9_999]]}, "has layer_replication"),
+        ({"fan_in_fan_out": True}, "has fan_in_fan_out = True"),
+        ({"a_setting_of_tomorrow": 0.5}, "has a_setting_of_tomorrow = 0.5, which this package"),
+        ({"peft_type": None}, "peft_type None; allowed is LORA"),
+        ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
+        ({"base_model_name_or_path": ["x"]}, "base_model_name_or_path is"),
+    ],
+)
+def test_what_an_adapter_may_not_ask_for_is_one_sentence(adapter, changes, message):
+    changed(adapter, **changes)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        attach_adapter(network(), adapter)
+    assert str(adapter) in str(refused.value)
+    model = network()
+    with pytest.raises(CheckpointError, match=message):
+        model.load_adapter(str(adapter))
+    assert torch.equal(logits(model), logits(network()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": r".*\.(self_attn|mlp)\.(W_pack|o_proj|gate_proj|up_proj|down_proj)"},
+        {"a_setting_of_tomorrow": None, "another": False, "peft_version": "9.0"},
+        {"init_lora_weights": "orthogonal"},
+        {"auto_mapping": {"base_model_class": "X", "parent_library": "lora.evil"}},
+    ],
+    ids=["pattern", "newer peft", "initialized otherwise", "a library"],
+)
+def test_what_changes_nothing_about_an_adapter_is_passed_over(adapter, saved, changes):
+    wanted = logits(load_for_inference(network(), saved))
+    changed(adapter, **changes)
+    assert torch.equal(logits(load_for_inference(network(), adapter)), wanted)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b"[" * 100_000, b'{"peft_type": "LORA"'])
+def test_an_adapter_config_that_is_not_json_is_refused(adapter, content):
+    (adapter / "adapter_config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"adapter_config.json (is not JSON|holds no table)"):
+        attach_adapter(network(), adapter)
+
+
+def test_weights_in_integers_are_refused(adapter):
+    file = adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({**weights, A: weights[A].to(torch.int32)}, file)
+    with pytest.raises(CheckpointError, match=r"down_proj\.lora_A.* as torch.int32 \[4, 96\]; an"):
+        attach_adapter(network(), adapter)
+
+
+def test_an_adapter_may_take_the_place_of_another(adapter, saved):
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(file).items()}, file)
+    model = network()
+    model.load_adapter(str(saved))
+    model.load_adapter(str(adapter), adapter_name="default", hotswap=True)
+    wanted = network()
+    wanted.load_adapter(str(adapter))
+    assert torch.equal(logits(model.eval()), logits(wanted.eval()))
+    with pytest.raises(CheckpointError, match="r is 'x'"):
+        model.load_adapter(str(changed(adapter, r="x")), adapter_name="default", hotswap=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}", b"", b'{"peft_type": 1}', b'{"base_model_name_or_path": 5}']
+)
+def test_a_configuration_without_an_adapter_says_nothing_about_a_model(tmp_path, content):
+    """A repository may hold one beside a whole model."""
+    network().save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    loaded = baichuan.BaichuanForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(loaded), logits(network()))
+    if content[-1:] == b"}":  # transformers reads it before it knows which class to ask
+        again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        assert torch.equal(logits(again), logits(network()))
+
+
+def test_a_name_of_an_adapter_loads_its_model_too(saved, tmp_path):
+    network().save_pretrained(tmp_path / "base")
+    adapter = shutil.copytree(saved, tmp_path / "adapter")
+    changed(adapter, base_model_name_or_path=str(tmp_path / "base"))
+    loaded = AutoModelForCausalLM.from_pretrained(adapter).eval()
+    wanted = network()
+    wanted.load_adapter(str(saved))
+    assert torch.equal(logits(loaded), logits(wanted.eval()))
+    with pytest.raises(CheckpointError, match="r is 'x'"):
+        AutoModelForCausalLM.from_pretrained(changed(adapter, r="x"))

@@ -7,8 +7,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig
 
+import baichuan
 from baichuan import BaichuanConfig, BaichuanForCausalLM
 from baichuan.errors import CheckpointError, UsageError
+from baichuan.model.pretrained import read_config
 
 #: config.json of Baichuan-13B-Chat as published.
 PUBLISHED_13B = {
@@ -122,18 +124,32 @@ def test_round_trip_keeps_the_family_and_drops_the_code(tmp_path, published, pos
             {**PUBLISHED_7B, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
             "rope_scaling is 'dynamic'",
         ),
-        ({"model_max_length": 0}, "model_max_length is 0; allowed is 1 or more"),
+        ({"model_max_length": 0}, "model_max_length is 0; allowed is an integer from 1 to 167"),
         ({"max_position_embeddings": -1}, "max_position_embeddings is -1"),
         ({"eos_token_id": [2, 64_000]}, r"eos_token_id is \[2, 64000\]; allowed are ids of the"),
         ({"model_type": "llama"}, "model_type 'llama'"),
         ({"num_attention_heads": 7}, "not a multiple of num_attention_heads 7"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
-        ({"hidden_size": "wide"}, "'hidden_size' expected int"),
-        ({"hidden_size": None}, "'hidden_size' expected int"),
-        ({"hidden_act": "gelu"}, "'hidden_act' expected one of"),
-        ({"position_embedding": "learned"}, "'position_embedding' with value 'learned'"),
-        ({"torch_dtype": "float99"}, "float99"),
+        ({"num_hidden_layers": 1_000_000}, "num_hidden_layers is 1000000; allowed is an integer"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide'; allowed is an integer from 1 to 131072"),
+        ({"hidden_size": None}, "hidden_size is None"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"hidden_size": 2**70}, "hidden_size is 1180591620717411303424"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; allowed is one of 'silu'"),
+        ({"position_embedding": "learned"}, "position_embedding is 'learned'; .* 'rope', or null"),
+        ({"torch_dtype": "float99"}, "torch_dtype is 'float99'; allowed is one of 'float32'"),
+        ({"dtype": "nn"}, "dtype is 'nn'"),
+        ({"dtype": {"": "float32"}}, "dtype is {'': 'float32'}"),
+        ({"quantization_config": 8}, "quantization_config is 8; allowed is an object, or null"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; allowed is a number from 0 to 1"),
+        ({"initializer_range": float("inf")}, "initializer_range is inf"),
+        ({"rope_scaling": ["linear"]}, "rope_scaling is .'linear'.; allowed is an object with"),
+        ({**PUBLISHED_7B, "rope_parameters": {"rope_theta": "big"}}, "rope_parameters is"),
+        ({"architectures": "BaichuanForCausalLM"}, "architectures is 'BaichuanForCausalLM'"),
+        ({"pad_token_id": "0"}, "pad_token_id is '0'"),
+        ({"eos_token_id": True}, "eos_token_id is True"),
+        ({"bos_token_id": [[1]]}, r"bos_token_id is \[\[1\]\]"),
     ],
 )
 def test_files_that_no_baichuan_has_are_refused(tmp_path, changes, sentence):
@@ -143,6 +159,47 @@ def test_files_that_no_baichuan_has_are_refused(tmp_path, changes, sentence):
     if "model_type" not in changes:
         with pytest.raises(CheckpointError, match=sentence):
             AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+
+
+def test_a_file_sets_nothing_but_what_a_baichuan_network_reads(tmp_path):
+    """transformers downloads and runs kernels for some values of attn_implementation."""
+    foreign = {
+        "attn_implementation": "someone/kernel",
+        "_attn_implementation": "someone/kernel",
+        "id2label": {"x": 1},
+        "num_labels": 10**9,
+        "transformers_weights": "../../elsewhere.safetensors",
+        "text_config": {"hidden_size": 1},
+        "to_dict": 1,
+        "head_dim": 7,
+        "is_encoder_decoder": True,
+        "return_dict": False,
+        "output_attentions": True,
+        "configuration_files": ["config.99.json"],
+    }
+    write(tmp_path, {**PUBLISHED_13B, **foreign})
+    plain = BaichuanConfig.from_dict(PUBLISHED_13B).to_dict()
+    for read in (AutoConfig.from_pretrained, BaichuanConfig.from_pretrained, read_config):
+        config = read(tmp_path)
+        assert {**config.to_dict(), "_name_or_path": ""} == plain
+        assert config.head_dim == 128
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"\xff\xfe{", b"[" * 100_000, b'{"a": 1' + b" " * 99]
+)
+@pytest.mark.parametrize("read", [BaichuanConfig.from_pretrained, read_config, baichuan.load])
+def test_a_file_that_is_not_json_is_refused(tmp_path, content, read):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"config.json (is not JSON|holds no table)"):
+        read(tmp_path)
+
+
+def test_a_file_without_end_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(100 << 30)
+    with pytest.raises(CheckpointError, match="has 107,374,182,400 bytes"):
+        BaichuanConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -468,3 +468,90 @@ def test_other_models_keep_their_own_code(tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError):
         AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
     assert trace.exists()
+
+
+# Settings files of someone else
+
+
+def beside(directory: Path, **files: Any) -> Path:
+    """Copy the small tokenizer, with other settings: values are JSON, or bytes as they are."""
+    shutil.copy(SMALL / "tokenizer.model", directory)
+    for name, content in {"tokenizer_config": PUBLISHED, **files}.items():
+        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (directory / f"{name}.json").write_bytes(raw)
+    return directory
+
+
+@pytest.mark.parametrize("load", [BaichuanTokenizer.from_pretrained, AutoTokenizer.from_pretrained])
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"sp_model_kwargs": {"enable_sampling": True}}, "sp_model_kwargs is .* is null or empty"),
+        ({"added_tokens_decoder": {"-1": {"content": "x"}}}, "added_tokens_decoder is"),
+        ({"added_tokens_decoder": {"64000": {"content": ""}}}, "added_tokens_decoder is"),
+        ({"added_tokens_decoder": {"64000": {"content": "x", "evil": 1}}}, "added_tokens_decoder"),
+        ({"bos_token": 5}, "bos_token is 5; allowed is a text of 1 to 1000 characters, or"),
+        ({"bos_token": "\ud800"}, "bos_token is"),
+        ({"pad_token": {"content": ["x"]}}, "pad_token is"),
+        ({"model_max_length": "long"}, "model_max_length is 'long'"),
+        ({"padding_side": "middle"}, "padding_side is 'middle'; allowed is one of 'left', 'right'"),
+        ({"add_bos_token": "no"}, "add_bos_token is 'no'; allowed is true or false"),
+        ({"extra_special_tokens": {"__class__": "x"}}, "extra_special_tokens is"),
+        ({"chat_template": [{"name": 1}]}, "chat_template is"),
+        (b"[" * 100_000, "is not JSON .nested deeper than 100"),
+        (b"[1]", "holds no table of settings"),
+        (b"", "is not JSON"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused(tmp_path, load, files, sentence) -> None:
+    changed = files if isinstance(files, bytes) else {**PUBLISHED, **files}
+    beside(tmp_path, tokenizer_config=changed, config={"model_type": "baichuan"})
+    with pytest.raises(TokenizerError, match=sentence) as refused:
+        load(tmp_path)
+    assert str(tmp_path / "tokenizer_config.json") in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("special_tokens_map", {"bos_token": {"content": 1}}, "bos_token is"),
+        ("special_tokens_map", b"[" * 100_000, "is not JSON"),
+        ("added_tokens", {"x": "far"}, "added_tokens is {'x': 'far'}"),
+        ("added_tokens", [1], "holds no table of settings"),
+        ("tokenizer", {"added_tokens": [{"id": 2**70, "content": "x"}]}, "added_tokens is"),
+        ("tokenizer", {}, "added_tokens is None"),
+    ],
+)
+def test_other_files_of_the_wrong_kind_are_refused(tmp_path, name, content, sentence) -> None:
+    beside(tmp_path, **{name: content})
+    with pytest.raises(TokenizerError, match=sentence) as refused:
+        BaichuanTokenizer.from_pretrained(tmp_path)
+    assert str(tmp_path / f"{name}.json") in str(refused.value)
+
+
+def test_settings_that_are_not_a_tokenizers_reach_nothing(tmp_path, small) -> None:
+    foreign = {"sp_model": 1, "legacy": False, "init_inputs": ["/etc/passwd"], "vocab_file": "/x"}
+    foreign |= {"tokenize": 1, "backend": "custom", "token_type_ids_pattern": 7}
+    beside(tmp_path, tokenizer_config={**PUBLISHED, **foreign}, special_tokens_map=foreign)
+    tokenizer = BaichuanTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.sp_model_kwargs == {}
+    assert tokenizer("Hi </s> 你好")["input_ids"] == small("Hi </s> 你好")["input_ids"]
+
+
+def test_a_template_of_a_checkpoint_is_never_rendered(tmp_path, small) -> None:
+    hostile = (
+        "{{ cycler.__init__.__globals__.os.mkdir('ran') }}{% for i in range(10**9) %}{% endfor %}"
+    )
+    directory = beside(tmp_path, tokenizer_config={**PUBLISHED, "chat_template": hostile})
+    tokenizer = BaichuanTokenizer.from_pretrained(directory)
+    assert tokenizer.chat_template == hostile
+    wanted = small.apply_chat_template(CHAT)["input_ids"]
+    assert tokenizer.apply_chat_template(CHAT)["input_ids"] == wanted
+    assert not Path("ran").exists()
+
+
+def test_a_vocabulary_without_end_is_refused_before_it_is_read(tmp_path) -> None:
+    with (beside(tmp_path) / "tokenizer.model").open("r+b") as file:
+        file.truncate(100 << 30)
+    with pytest.raises(TokenizerError, match=r"tokenizer.model has 107,374,182,400 bytes"):
+        BaichuanTokenizer.from_pretrained(tmp_path)
