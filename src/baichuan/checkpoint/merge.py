@@ -16,13 +16,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from baichuan.checkpoint.quantize import converted
-from baichuan.checkpoint.rewrite import (
-    Change,
-    Part,
-    Progress,
-    refuse_existing,
-    rewrite_checkpoint,
-)
+from baichuan.checkpoint.rewrite import Change, Part, Progress, rewrite_checkpoint
+from baichuan.checkpoint.unfinished import check_target
 from baichuan.digest import file_digest
 from baichuan.errors import CheckpointError
 from baichuan.model.adapters import (
@@ -61,7 +56,7 @@ def merge_adapter(
             finite, the disk is too small.
         UsageError: the target exists, or another run is writing it.
     """
-    refuse_existing(target)
+    check_target(target)
     read_adapter_config(adapter)
     config, weights = read_config(source), WeightFiles(source)
     if scale_names(weights.shapes):

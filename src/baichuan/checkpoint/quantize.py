@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from baichuan.checkpoint.calibrate import Calibrated
-from baichuan.checkpoint.rewrite import Change, Part, Progress, refuse_existing, rewrite_checkpoint
+from baichuan.checkpoint.rewrite import Change, Part, Progress, rewrite_checkpoint
+from baichuan.checkpoint.unfinished import check_target
 from baichuan.checkpoint.walk import parts
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.model.configuration import BaichuanConfig
@@ -44,7 +45,7 @@ def quantize_checkpoint(
         CheckpointError: the source is damaged or quantized already, the disk is too small.
         UsageError: the target exists, or another run is writing it.
     """
-    refuse_existing(target)
+    check_target(target)
     config = read_config(source)
     weights = WeightFiles(source)
     refuse_quantized(config, weights)

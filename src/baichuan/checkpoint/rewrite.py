@@ -1,8 +1,8 @@
 """Writing a changed copy of a checkpoint, tensor by tensor: peak memory is one shard.
 
-The result grows in TARGET.partial and is renamed when whole. Killed, it goes on behind the last
-finished shard, whose checksum is in its journal; a lock beside it keeps a second run out. Knows
-files and names, not what is done to a tensor (quantize.py, merge.py, gguf/).
+The result grows in TARGET.partial (unfinished.py) and is renamed when whole. Killed, it goes on
+behind the last finished shard, whose checksum is in its journal. Knows files and names, not what is
+done to a tensor (quantize.py, merge.py, gguf/).
 """
 
 from __future__ import annotations
@@ -11,29 +11,34 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from baichuan.checkpoint.unfinished import (
+    COPIED,
+    INDEX,
+    JOURNAL,
+    SUMS,
+    check_room,
+    check_target,
+    clear,
+    sums_text,
+    unfinished,
+)
 from baichuan.digest import file_digest, files_digest
-from baichuan.errors import CheckpointError, UsageError
+from baichuan.errors import BaichuanError, CheckpointError, UsageError
 from baichuan.files import weights_by_umask
+from baichuan.json_files import parse_json
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.weights import WeightFiles, read_headers, read_tensors
 
 _SHARD_BYTES = 500_000_000
-_JOURNAL, _INDEX, _SUMS = "journal.json", "model.safetensors.index.json", "SHA256SUMS"
-_COPIED = (
-    *("generation_config.json", "tokenizer.model", "tokenizer_config.json"),
-    *("special_tokens_map.json", "added_tokens.json"),
-)
-
 #: Told (bytes of the source finished, all bytes) when all is checked, and after each tensor.
 Progress = Callable[[int, int], None]
 
@@ -76,72 +81,38 @@ def rewrite_checkpoint(
         CheckpointError: NaN or infinity in the source, or the disk is too small.
         UsageError: the target exists, or another run is writing it.
     """
-    refuse_existing(target)
-    partial = target.with_name(target.name + ".partial")
-    check_room(partial, sum(part.stored for part in change.parts))
+    check_target(target)
+    check_room(target, sum(part.stored for part in change.parts))
     shards = list(_shards(change.parts if change.skip else _in_order_of_files(weights, change)))
-    with alone(partial):
-        refuse_existing(target)  # another run may have ended just now
-        settings = {**change.settings, "source": _source_digest(weights), "shards": len(shards)}
+    settings = {**change.settings, "source": _source_digest(weights), "shards": len(shards)}
+    with unfinished(target) as partial, _explained(target):
         journal = _Journal(partial, settings)
         _write_shards(weights, shards, change, journal, progress)
         _finish(weights.directory, partial, change.config, len(shards), journal)
         partial.rename(target)
+        (target / JOURNAL).unlink()
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Turn what the system says of a full disk, say, into a sentence."""
+    try:
+        yield
+    except BaichuanError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            "{file} cannot be written ({reason}). Free some room and give the command again: it "
+            "goes on behind the last file that is whole.",
+            file=getattr(error, "filename", None) or target,
+            reason=getattr(error, "strerror", None) or error,
+        ) from error
 
 
 def _in_order_of_files(weights: WeightFiles, change: Change) -> list[Part]:
     order = {name: place for place, name in enumerate(weights.headers)}
     # A part is complete when its last tensor was read.
     return sorted(change.parts, key=lambda part: max(map(order.__getitem__, part.names)))
-
-
-def refuse_existing(target: Path) -> None:
-    """Raise UsageError if there is something where a result shall be."""
-    if target.exists():
-        raise UsageError(
-            "{target} exists; give a name that is free, or remove it first.", target=target
-        )
-
-
-@contextmanager
-def alone(partial: Path) -> Iterator[None]:
-    """Make the directory of an unfinished result, and keep other runs out of it."""
-    path = partial.with_name(partial.name + ".lock")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=0).acquire()
-    except Timeout as error:
-        raise UsageError(
-            "Another run is writing {directory}; wait until it ends, or give another target.",
-            directory=partial,
-        ) from error
-    except OSError as error:
-        raise CheckpointError(
-            "{directory} cannot be made ({reason}). Give a target elsewhere.",
-            directory=partial,
-            reason=error,
-        ) from error
-    with lock:
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows keeps what is open
-                path.unlink()
-
-
-def check_room(partial: Path, needed: int) -> None:
-    """Raise CheckpointError if so many bytes do not fit on the disk of an unfinished result."""
-    held = sum(file.stat().st_size for file in partial.glob("*")) if partial.exists() else 0
-    existing = next(p for p in partial.absolute().parents if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free + held < needed * 1.02:
-        raise CheckpointError(
-            "{directory} has {free:.1f} GB free; the new checkpoint needs {needed:.1f} GB. "
-            "Free some, or give a directory on another disk.",
-            directory=existing,
-            free=free / 1e9,
-            needed=needed / 1e9,
-        )
 
 
 def _shards(parts: Sequence[Part]) -> Iterator[list[Part]]:
@@ -165,28 +136,30 @@ class _Journal:
         self.directory, self._settings = directory, settings
         self.sums: dict[str, str] = {}
         earlier = self._read()
-        if earlier is None:
-            self._write()
-        elif earlier["settings"] == settings:
-            self.sums = earlier["sums"]
-        else:
+        if earlier is not None and earlier["settings"] != settings:
             raise UsageError(
                 "{directory} holds an unfinished run with other settings or of another source; "
                 "remove it, or give another target.",
                 directory=directory,
             )
+        if earlier is not None:
+            self.sums = earlier["sums"]
+        clear(directory, self.sums)
+        if earlier is None:
+            self._write()
 
     def _read(self) -> dict[str, Any] | None:
+        """Return what an earlier run wrote; None if there is nothing, or it was cut off."""
         try:
-            return cast(
-                "dict[str, Any]", json.loads((self.directory / _JOURNAL).read_text("utf-8"))
-            )
-        except (FileNotFoundError, ValueError):  # none, or cut off by a loss of power: begin anew
+            saved = parse_json((self.directory / JOURNAL).read_text("utf-8"))
+            whole = isinstance(saved["settings"], dict) and isinstance(saved["sums"], dict)
+        except (ValueError, KeyError, TypeError):
             return None
+        return saved if whole else None
 
     def _write(self) -> None:
         content = {"settings": self._settings, "sums": self.sums}
-        _write(self.directory / _JOURNAL, json.dumps(content, indent=1))
+        _write(self.directory / JOURNAL, json.dumps(content, indent=1))
 
     def has(self, file: str) -> bool:
         """Say whether a shard is there and whole."""
@@ -274,14 +247,12 @@ def _finish(
         places |= dict.fromkeys(read_headers(partial / file), file)
     total = sum((partial / file).stat().st_size for file in journal.sums)
     index = {"metadata": {"total_size": total}, "weight_map": places}
-    _write(partial / _INDEX, json.dumps(index, indent=1))
+    _write(partial / INDEX, json.dumps(index, indent=1))
     config.save_pretrained(partial)
-    for name in _COPIED:
+    for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, partial / name)
-    # In the form that `sha256sum -c` reads.
-    _write(partial / _SUMS, "".join(f"{s}  {file}\n" for file, s in sorted(journal.sums.items())))
-    (partial / _JOURNAL).unlink()
+    _write(partial / SUMS, sums_text(journal.sums))
 
 
 def _file(number: int, count: int) -> str:
@@ -290,7 +261,7 @@ def _file(number: int, count: int) -> str:
 
 def _source_digest(weights: WeightFiles) -> str:
     """Return the digest of all that a result is made of: weights, configuration, what is copied."""
-    beside = (weights.directory / name for name in ("config.json", *_COPIED))
+    beside = (weights.directory / name for name in ("config.json", *COPIED))
     files = [*(file.path for file in weights.files), *filter(Path.is_file, beside)]
     try:
         return files_digest(files)
@@ -302,16 +273,8 @@ def _source_digest(weights: WeightFiles) -> str:
 def _replacing(path: Path) -> Iterator[Path]:
     """Give a name to write to; what was written takes the place of `path`."""
     partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            "{file} cannot be written ({reason}). Free some room and give the command again: it "
-            "goes on behind the last file that is whole.",
-            file=path,
-            reason=error,
-        ) from error
+    yield partial
+    partial.replace(path)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

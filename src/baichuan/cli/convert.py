@@ -71,11 +71,11 @@ def _refuse(names: str, *given: object) -> None:
 
 def _to_gguf(source: str, target: Path, kind: str | None) -> None:
     from baichuan.checkpoint.gguf.to_gguf import gguf_from_checkpoint
-    from baichuan.checkpoint.rewrite import refuse_existing
+    from baichuan.checkpoint.unfinished import check_target
     from baichuan.cli.rewriting import watched
     from baichuan.hub import local_directory
 
-    refuse_existing(target)  # before anything is fetched
+    check_target(target)  # before anything is fetched
     directory = local_directory(source)
     with watched(kind or "gguf", resumes=False) as advance:
         gguf_from_checkpoint(directory, target, kind, advance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from baichuan.checkpoint.load import base_of_adapter
-from baichuan.checkpoint.rewrite import refuse_existing
+from baichuan.checkpoint.unfinished import check_target
 from baichuan.cli.rewriting import watched
 from baichuan.hub import local_directory
 from baichuan.language import translate
@@ -16,7 +16,7 @@ def run_merge(adapter: Path, target: Path, model: str | None) -> None:
     base = base_of_adapter(adapter) if model is None else model
     from baichuan.checkpoint.merge import merge_adapter  # needs peft
 
-    refuse_existing(target)  # before anything is fetched
+    check_target(target)  # before anything is fetched
     directory = local_directory(base)
     with watched(translate("merging")) as advance:
         merge_adapter(directory, adapter, target, advance)

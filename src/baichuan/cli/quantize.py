@@ -8,8 +8,8 @@ from pathlib import Path
 
 from baichuan.checkpoint.calibrate import calibration_rows
 from baichuan.checkpoint.quantize import quantize_checkpoint
-from baichuan.checkpoint.rewrite import refuse_existing
 from baichuan.checkpoint.sensitivity import plan_within
+from baichuan.checkpoint.unfinished import check_target
 from baichuan.cli.rewriting import watched
 from baichuan.errors import UsageError
 from baichuan.hub import local_directory
@@ -31,7 +31,7 @@ def run_quantize(
     budget: str | None = None,
 ) -> None:
     """Quantize and say what came out; interrupted, say how to go on."""
-    refuse_existing(target)  # before anything is fetched
+    check_target(target)  # before anything is fetched
     if budget is not None and (bits, group_size) != (None, None):
         raise UsageError(
             "--budget was given with --bits or --group-size; it chooses these itself, for each "

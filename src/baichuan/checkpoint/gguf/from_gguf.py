@@ -21,7 +21,8 @@ from baichuan.checkpoint.gguf.container import GgufWeights
 from baichuan.checkpoint.gguf.names import tensor_names, to_config, to_halves
 from baichuan.checkpoint.gguf.vocabulary import save_vocabulary
 from baichuan.checkpoint.quantize import converted, stored_bytes
-from baichuan.checkpoint.rewrite import Change, Part, Progress, refuse_existing, rewrite_checkpoint
+from baichuan.checkpoint.rewrite import Change, Part, Progress, rewrite_checkpoint
+from baichuan.checkpoint.unfinished import check_target
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.network import BaichuanForCausalLM
@@ -56,7 +57,7 @@ def checkpoint_from_gguf(
         CheckpointError: the file is damaged or of another network, the disk is too small.
         UsageError: the target exists, or another run is writing it.
     """
-    refuse_existing(target)
+    check_target(target)
     if dtype is not None and dtype not in _DTYPES:
         raise UsageError(
             "dtype is {given!r}; allowed is one of {allowed}.",

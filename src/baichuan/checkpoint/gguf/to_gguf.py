@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from baichuan.checkpoint.gguf.blocks import BLOCK, SUPER_BLOCK, encode, encode_codes
 from baichuan.checkpoint.gguf.names import architecture, tensor_names, to_pairs, to_settings
 from baichuan.checkpoint.gguf.vocabulary import write_vocabulary
-from baichuan.checkpoint.rewrite import Progress, alone, check_finite, check_room, refuse_existing
+from baichuan.checkpoint.rewrite import Progress, check_finite
+from baichuan.checkpoint.unfinished import check_room, check_target, discard, unfinished
 from baichuan.errors import BaichuanError, CheckpointError, UsageError
 from baichuan.kernels.layout import PackedMatrix, dequantize, unpack
 from baichuan.model.configuration import BaichuanConfig
@@ -74,13 +75,11 @@ def gguf_from_checkpoint(
         TokenizerError: tokenizer.model is missing or damaged.
         UsageError: the target exists, another run is writing it, or there is no such type.
     """
-    refuse_existing(target)
+    check_target(target)
     config, weights = read_config(source), WeightFiles(source)
     conversion = _Conversion(weights, config, kind)
-    partial = target.with_name(target.name + ".partial")
-    check_room(partial, sum(matrix.stored for matrix in conversion.matrices.values()))
-    with alone(partial):
-        refuse_existing(target)  # another run may have ended just now
+    check_room(target, sum(matrix.stored for matrix in conversion.matrices.values()))
+    with unfinished(target) as partial:
         file = partial / target.name
         try:
             with closing(_begun(file, conversion, config)) as writer:
@@ -99,11 +98,11 @@ def gguf_from_checkpoint(
             raise CheckpointError(
                 "{file} cannot be written ({reason}). Free some room, or give another target.",
                 file=target,
-                reason=error.strerror,
+                reason=error.strerror or error,
             ) from error
         finally:
-            file.unlink(missing_ok=True)
-            partial.rmdir()
+            with suppress(OSError):  # the next run does it
+                discard(partial)
 
 
 @dataclass(frozen=True)
