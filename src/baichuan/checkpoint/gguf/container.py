@@ -1,33 +1,39 @@
-"""The container of GGUF: settings and tensors of a file; no length is believed unchecked.
+"""The container of GGUF: metadata and tensors of a file; no length is believed unchecked.
 
 Written here because gguf's own reader believes lengths: four forged bytes make it fill the memory.
-Source of the layout: the GGUF specification, versions 2 and 3, little-endian. Knows no network.
+Source of the layout: the GGUF specification, versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
+from baichuan.checkpoint.gguf.metadata import Metadata
 from baichuan.errors import CheckpointError
+from baichuan.language import translate
 from baichuan.weights import TensorFile, WeightFiles
+
+_Value = TypeVar("_Value")
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 #: struct's letter of each kind of number, by GGUF's code.
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
-#: More than any vocabulary has; as many empty texts take half a gigabyte.
-_MOST_TEXTS = 1 << 23
+#: Of a header: bytes, strings, and keys or tensors. The largest vocabularies take 30 MB and 0.8
+#: million strings; a sparse file may claim any number.
+_MOST_BYTES, _MOST_STRINGS, _MOST_NAMES = 1 << 27, 1 << 21, 1 << 16
 _MOST_DIMENSIONS = 4
+_MOST_ALIGNMENT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -56,21 +62,21 @@ class GgufWeights(WeightFiles):
 
     Attributes:
         path: of the file.
-        settings: key to a number, a text, a list of texts or a numpy array of numbers.
+        directory: where what stands beside the weights of a checkpoint is found.
+        metadata: of the file, by key.
         stored: every tensor, in the file's order.
     """
 
-    def __init__(self, path: Path, directory: Path | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         """Read the header.
 
         Args:
             path: of the file.
-            directory: where what stands beside the weights of a checkpoint is found.
 
         Raises:
             CheckpointError: not GGUF, of an unknown version, truncated or damaged.
         """
-        self.path, self.directory = path, directory or path.parent
+        self.path, self.directory = path, path.parent
         try:
             self._read()
         except OSError as error:
@@ -108,19 +114,23 @@ class GgufWeights(WeightFiles):
                 path=self.path,
                 version=version,
             )
-        tensors, settings = header.number("Q"), header.number("Q")
-        self.settings = dict(header.setting() for _ in range(settings))
-        found = dict(header.tensor() for _ in range(tensors))
-        alignment = self.settings.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise header.damaged(f"general.alignment {alignment!r}")
+        tensors, values = header.number("Q"), header.number("Q")
+        self.metadata = Metadata(self.path, header.table(values, lambda _: header.value()))
+        found = header.table(tensors, header.tensor)
+        alignment = self.metadata.integer("general.alignment", 1, _MOST_ALIGNMENT, 32)
+        if alignment & (alignment - 1):
+            raise self.metadata.wrong("general.alignment", translate("a power of two"))
         begin = math.ceil(header.position / alignment) * alignment
         self.stored = {
             name: StoredTensor(tensor.kind, tensor.shape, begin + tensor.offset)
             for name, tensor in found.items()
         }
-        for name, tensor in self.stored.items():
-            if tensor.offset + math.prod(tensor.stored_shape) > size:
+        end = begin
+        for name, tensor in sorted(self.stored.items(), key=lambda item: item[1].offset):
+            if tensor.offset < end or tensor.offset % alignment:
+                raise header.damaged(f"{name}: offset {tensor.offset - begin:,}")
+            end = tensor.offset + math.prod(tensor.stored_shape)
+            if end > size:
                 raise header.damaged(name)
 
 
@@ -129,6 +139,7 @@ class _Header:
 
     def __init__(self, path: Path, content: memoryview) -> None:
         self._path, self._content = path, content
+        self._strings = 0
         self.position = 0
 
     def damaged(self, what: str) -> CheckpointError:
@@ -141,8 +152,8 @@ class _Header:
         )
 
     def take(self, count: int) -> bytes:
-        """Give the next bytes, none of which are copied before all are known to be there."""
-        if count > len(self._content) - self.position:
+        """Return the next bytes, none of which are copied before all are known to be there."""
+        if count > min(len(self._content), _MOST_BYTES) - self.position:
             raise self.damaged(f"at byte {self.position:,}")
         self.position += count
         return bytes(self._content[self.position - count : self.position])
@@ -152,17 +163,32 @@ class _Header:
         (value,) = struct.unpack(f"<{letter}", self.take(struct.calcsize(f"<{letter}")))
         return value
 
-    def text(self) -> str:
-        """Give a text; what is not UTF-8 in it becomes U+FFFD."""
+    def string(self) -> str:
+        """Return a string; what is not UTF-8 in it becomes U+FFFD."""
+        self._strings += 1
+        if self._strings > _MOST_STRINGS:
+            raise self.damaged(f"at byte {self.position:,}: more than {_MOST_STRINGS:,} strings")
         return self.take(self.number("Q")).decode("utf-8", "replace")
 
-    def setting(self) -> tuple[str, Any]:
-        """Give a key and its value."""
-        return self.text(), self._value(self.number("I"))
+    def table(self, count: int, read: Callable[[str], _Value]) -> dict[str, _Value]:
+        """Return so many names, each once, with what `read` makes of the bytes behind it."""
+        if count > _MOST_NAMES:
+            raise self.damaged(f"at byte {self.position:,}: {count:,} keys or tensors")
+        found: dict[str, _Value] = {}
+        for _ in range(count):
+            name = self.string()
+            if name in found:
+                raise self.damaged(f"{name}: twice")
+            found[name] = read(name)
+        return found
+
+    def value(self) -> Any:
+        """Return a value of any type."""
+        return self._value(self.number("I"))
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:
-            return self.text()
+            return self.string()
         if kind == _ARRAY:
             return self._array(self.number("I"), self.number("Q"))
         if kind not in _NUMBERS:
@@ -172,16 +198,15 @@ class _Header:
         return float(str(np.float32(value))) if kind == _FLOAT32 else value
 
     def _array(self, kind: int, count: int) -> Any:
-        if kind == _STRING and count <= _MOST_TEXTS:
-            return [self.text() for _ in range(count)]
+        if kind == _STRING and count <= _MOST_STRINGS:
+            return [self.string() for _ in range(count)]
         if kind not in _NUMBERS:
             raise self.damaged(f"at byte {self.position:,}: {count:,} of type {kind}")
         dtype = np.dtype(f"<{_NUMBERS[kind]}")
         return np.frombuffer(self.take(count * dtype.itemsize), dtype)
 
-    def tensor(self) -> tuple[str, StoredTensor]:
-        """Give a tensor's name and place, counted from where the data begin."""
-        name = self.text()
+    def tensor(self, name: str) -> StoredTensor:
+        """Return a tensor's type, shape and offset, which counts from where the data begin."""
         dimensions = self.number("I")
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
             raise self.damaged(f"{name}: {dimensions} dimensions")
@@ -198,4 +223,4 @@ class _Header:
         kind = GGMLQuantizationType(kind)
         if shape[-1] % GGML_QUANT_SIZES[kind][0] or not all(shape):
             raise self.damaged(f"{name}: {kind.name} {list(shape)}")
-        return name, StoredTensor(kind, shape, offset)
+        return StoredTensor(kind, shape, offset)

@@ -64,12 +64,13 @@ def checkpoint_from_gguf(
             given=dtype,
             allowed=", ".join(_DTYPES),
         )
+    weights = GgufWeights(source)
+    kept = _own_dtype(weights) if dtype is None else _DTYPES[dtype]
+    config = to_config(weights, kept)
+    conversion = _Conversion(weights, config, plan, kept)
     with tempfile.TemporaryDirectory() as beside:
-        weights = GgufWeights(source, Path(beside))
-        kept = _own_dtype(weights) if dtype is None else _DTYPES[dtype]
-        config = to_config(weights, kept)
-        conversion = _Conversion(weights, config, plan, kept)
-        save_vocabulary(weights.settings, source, config, Path(beside))
+        weights.directory = Path(beside)
+        save_vocabulary(weights.metadata, config, weights.directory)
         settings = {"plan": plan and plan.to_dict(), "dtype": str(kept)}
         change = Change(conversion.parts, conversion.convert, config, settings)
         rewrite_checkpoint(weights, target, change, progress)

@@ -7,13 +7,15 @@ names. A file of ours says by a key of its own which kind it is. Knows no weight
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from baichuan.checkpoint.gguf.container import GgufWeights
-from baichuan.errors import CheckpointError
+from baichuan.checkpoint.gguf.metadata import Metadata
+from baichuan.errors import CheckpointError, UsageError
+from baichuan.language import translate
 from baichuan.model.configuration import BaichuanConfig
 
 #: In a file of ours "alibi" or "rope", whatever its architecture.
@@ -21,6 +23,7 @@ POSITIONS = "baichuan.position_embedding"
 #: Layers with which llama.cpp runs the architecture "baichuan" rightly, and the same network's name
 #: with any other number.
 _KINDS = {"alibi": (40, "refact"), "rope": (32, "llama")}
+_EMBEDDING = "token_embd.weight"
 _WHOLE = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -96,57 +99,74 @@ def to_settings(config: BaichuanConfig) -> dict[str, int | float | str]:
 
 
 def to_config(weights: GgufWeights, dtype: torch.dtype) -> BaichuanConfig:
-    """Give the configuration of a GGUF file's network; sizes are those of its tensors.
+    """Return the configuration of a GGUF file's network; sizes are those of its tensors.
 
     Args:
         weights: the file.
         dtype: of the weights as they will be saved.
 
     Raises:
-        CheckpointError: another network, a setting is missing, or a value cannot be.
+        CheckpointError: another network, or metadata that are missing, of another type or range, or
+            not those of the tensors.
     """
-    family = _family(weights)
-    layers = _number(weights, f"{family}.block_count", int)
-    inner = weights.stored.get(f"blk.{layers - 1}.ffn_gate.weight")
-    if inner is None:
-        raise _wrong(weights, f"{family}.block_count")
-    heads = _number(weights, f"{family}.attention.head_count", int)
-    if _number(weights, f"{family}.attention.head_count_kv", int, heads) != heads:
-        raise _wrong(weights, f"{family}.attention.head_count_kv")
+    family, metadata = _family(weights), weights.metadata
+    embedding = weights.stored[_EMBEDDING].shape
+    layers, inner = _layers(weights, family)
+    vocabulary, hidden = embedding[0], embedding[-1]
+    heads = metadata.integer(f"{family}.attention.head_count", 1, hidden)
     positions = _positions(weights, layers)
+    _check_sizes(
+        metadata,
+        {
+            f"{family}.embedding_length": hidden,
+            f"{family}.feed_forward_length": inner,
+            f"{family}.attention.head_count_kv": heads,
+            f"{family}.attention.key_length": hidden // heads,
+            f"{family}.attention.value_length": hidden // heads,
+            f"{family}.rope.dimension_count": hidden // heads,
+        },
+    )
+    if positions == "rope":
+        _refuse_scaling(metadata, family)
     length = "model_max_length" if positions == "alibi" else "max_position_embeddings"
-    tokens = {
-        f"{name}_token_id": _number(weights, f"tokenizer.ggml.{theirs}_token_id", int, default)
-        for name, theirs, default in (("bos", "bos", 1), ("eos", "eos", 2), ("pad", "padding", 0))
-    }
-    embedding = weights.stored["token_embd.weight"].shape
-    for name in ("bos", "eos"):  # a padding that is no token, 4294967295, is ignored
-        if not 0 <= tokens[f"{name}_token_id"] < embedding[0]:
-            raise _wrong(weights, f"tokenizer.ggml.{name}_token_id")
     fields = {
         "architectures": ["BaichuanForCausalLM" if positions == "alibi" else "BaiChuanForCausalLM"],
         "position_embedding": positions,
-        "vocab_size": embedding[0],
-        "hidden_size": embedding[-1],
-        "intermediate_size": inner.shape[0],
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        length: _number(weights, f"{family}.context_length", int),
-        "rope_theta": _number(weights, f"{family}.rope.freq_base", float, 10_000.0),
-        "rms_norm_eps": _number(weights, f"{family}.attention.layer_norm_rms_epsilon", float),
+        length: metadata.integer(f"{family}.context_length", 1, 2**31 - 1),
+        "rope_theta": metadata.number(f"{family}.rope.freq_base", 1, 1e30, 10_000.0),
+        "rms_norm_eps": float(metadata.number(f"{family}.attention.layer_norm_rms_epsilon", 0, 1)),
         "tie_word_embeddings": "output.weight" not in weights.stored,
         "dtype": dtype,
-        **tokens,
+        "bos_token_id": metadata.integer("tokenizer.ggml.bos_token_id", 0, vocabulary - 1, 1),
+        "eos_token_id": metadata.integer("tokenizer.ggml.eos_token_id", 0, vocabulary - 1, 2),
+        # Padding that is no token, 4294967295, is ignored.
+        "pad_token_id": metadata.integer("tokenizer.ggml.padding_token_id", default=0),
     }
-    config: BaichuanConfig = BaichuanConfig.from_dict(fields)
-    return config
+    try:
+        return BaichuanConfig(**fields)
+    except UsageError as error:
+        raise CheckpointError(
+            "{path} cannot be used: {why}", path=weights.path, why=error
+        ) from error
 
 
 def _family(weights: GgufWeights) -> str:
-    """Name the architecture, having made sure that the file holds a whole Baichuan network."""
-    settings = weights.settings
-    family = settings.get("general.architecture")
-    known = ["baichuan", *(name for _, name in _KINDS.values() if POSITIONS in settings)]
+    """Return the architecture, having made sure that the file holds a whole Baichuan network."""
+    metadata = weights.metadata
+    parts = metadata.integer("split.count", 0, 2**16, 1)
+    if parts > 1:
+        raise CheckpointError(
+            "{path} is one of {count} parts. Join them first: llama-gguf-split --merge",
+            path=weights.path,
+            count=parts,
+        )
+    family = metadata.string("general.architecture", "")
+    known = ["baichuan", *(name for _, name in _KINDS.values() if POSITIONS in metadata)]
     if family not in known:
         raise CheckpointError(
             "{path} holds no Baichuan network: its architecture is {family!r}. This package runs "
@@ -154,24 +174,57 @@ def _family(weights: GgufWeights) -> str:
             path=weights.path,
             family=family,
         )
-    if settings.get("split.count", 1) > 1:
-        raise CheckpointError(
-            "{path} is one of {count} parts. Join them first: llama-gguf-split --merge",
-            path=weights.path,
-            count=settings["split.count"],
-        )
-    if "token_embd.weight" not in weights.stored:
+    if _EMBEDDING not in weights.stored:
         raise CheckpointError(
             "{path} holds a vocabulary or an adapter, but no network. Give a file with weights.",
             path=weights.path,
         )
-    return str(family)
+    return family
+
+
+def _layers(weights: GgufWeights, family: str) -> tuple[int, int]:
+    """Return the number of layers, all of which have tensors, and the rows of their products."""
+    key = f"{family}.block_count"
+    names = (name.split(".") for name in weights.stored if name.startswith("blk."))
+    held = len({parts[1] for parts in names})
+    layers = weights.metadata.integer(key, 1, max(1, held))
+    inner = weights.stored.get(f"blk.{layers - 1}.ffn_gate.weight")
+    if inner is None:
+        raise weights.metadata.wrong(key, translate("the number of layers that have tensors"))
+    return layers, inner.shape[0]
+
+
+def _check_sizes(metadata: Metadata, sizes: Mapping[str, int]) -> None:
+    """Check that the sizes in the metadata, where there are any, are those of the tensors.
+
+    Raises:
+        CheckpointError: names one that is not.
+    """
+    for key, size in sizes.items():
+        if metadata.integer(key, default=size) != size:
+            raise metadata.wrong(key, str(size))
+
+
+def _refuse_scaling(metadata: Metadata, family: str) -> None:
+    """Refuse a scaling of RoPE, which this package does not compute.
+
+    Raises:
+        CheckpointError: names the key that asks for it.
+    """
+    key = f"{family}.rope.scaling.type"
+    if metadata.string(key, "none") not in ("none", "linear"):
+        raise metadata.wrong(key, "'none'")
+    for key in (f"{family}.rope.scaling.factor", f"{family}.rope.scale_linear"):
+        if metadata.number(key, 0, 1e30, 1) not in (0, 1):
+            raise metadata.wrong(key, "1")
 
 
 def _positions(weights: GgufWeights, layers: int) -> str:
-    stated = weights.settings.get(POSITIONS)
-    if isinstance(stated, str) and stated in _KINDS:
+    stated = weights.metadata.string(POSITIONS, "")
+    if stated in _KINDS:
         return stated
+    if stated:
+        raise weights.metadata.wrong(POSITIONS, " / ".join(_KINDS))
     for positions, (count, _) in _KINDS.items():
         if layers == count:
             return positions
@@ -180,22 +233,4 @@ def _positions(weights: GgufWeights, layers: int) -> str:
         "(40) or a 7B (32).",
         path=weights.path,
         layers=layers,
-    )
-
-
-def _number(weights: GgufWeights, key: str, kind: type, default: Any = None) -> Any:
-    """Give a setting that must be a number, or the default where there is none."""
-    value = weights.settings.get(key, default)
-    if not isinstance(value, (int, kind)) or isinstance(value, bool):
-        raise _wrong(weights, key)
-    return value
-
-
-def _wrong(weights: GgufWeights, key: str) -> CheckpointError:
-    return CheckpointError(
-        "{path} cannot be used: its {key} is {value!r}. Fetch the file again, or one that "
-        "llama.cpp runs.",
-        path=weights.path,
-        key=key,
-        value=weights.settings.get(key),
     )

@@ -20,23 +20,27 @@ from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
 from sentencepiece import sentencepiece_model_pb2 as sp
 from transformers import AddedToken
 
+from baichuan.checkpoint.gguf.metadata import Metadata
 from baichuan.errors import CheckpointError
-from baichuan.files import read_text
+from baichuan.json_files import parse_json, read_object
+from baichuan.language import translate
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.tokenizer import BaichuanTokenizer
 
 _PIECE = sp.ModelProto.SentencePiece
+_KINDS = _PIECE.Type.values()
 _FILLING = "[PAD"
 #: Of an added token, as llama.cpp's converter writes it: sentencepiece's merges never prefer it.
 _ADDED_SCORE = -1000.0
 _NAMED = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 _GENERATION = "baichuan.generation_config"
 _ROLES = {"user_token_id": 195, "assistant_token_id": 196}
+#: Our name to llama.cpp's, and the least and the largest value.
 _SAMPLING = {
-    "temperature": "temp",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "repetition_penalty": "penalty_repeat",
+    "temperature": ("temp", 0.0, 1e6),
+    "top_k": ("top_k", 0, 2**31 - 1),
+    "top_p": ("top_p", 0.0, 1.0),
+    "repetition_penalty": ("penalty_repeat", 0.0, 1e6),
 }
 #: The same ids as `model/prompt.py`: each content by itself behind its speaker's marker.
 _TEMPLATE = (
@@ -143,7 +147,7 @@ def _write_special(
     writer: GGUFWriter, tokenizer: BaichuanTokenizer, config: BaichuanConfig
 ) -> None:
     ends = config.eos_token_id
-    eos = ends[0] if isinstance(ends, list) else ends
+    eos = next(iter(ends), None) if isinstance(ends, list) else ends
     for add, value in (
         (writer.add_bos_token_id, config.bos_token_id),
         (writer.add_eos_token_id, eos),
@@ -157,23 +161,16 @@ def _write_special(
 def _generation(directory: Path) -> dict[str, Any]:
     """Read generation_config.json; nothing where there is none."""
     path = directory / "generation_config.json"
-    try:
-        content = json.loads(read_text(path)) if path.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(
-            "{path} is not JSON ({reason}; {size:,} bytes). Fetch the file again.",
-            path=path,
-            reason=error,
-            size=path.stat().st_size,
-        ) from error
-    return content if isinstance(content, dict) else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _write_generation(writer: GGUFWriter, generation: dict[str, Any]) -> None:
     """Add sampling settings as llama.cpp reads them, and all settings as we do."""
-    for ours, theirs in _SAMPLING.items():
+    for ours, (theirs, least, most) in _SAMPLING.items():
         value = generation.get(ours)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if least <= value <= most:
             key = f"general.sampling.{theirs}"
             if ours == "top_k":
                 writer.add_int32(key, int(value))
@@ -182,119 +179,150 @@ def _write_generation(writer: GGUFWriter, generation: dict[str, Any]) -> None:
     writer.add_string(_GENERATION, json.dumps(generation))
 
 
-def save_vocabulary(
-    settings: Mapping[str, Any], path: Path, config: BaichuanConfig, directory: Path
-) -> None:
+def save_vocabulary(metadata: Metadata, config: BaichuanConfig, directory: Path) -> None:
     """Write a GGUF file's tokenizer and sampling settings as files of a checkpoint.
 
     Args:
-        settings: of the file.
-        path: of the file, for messages.
+        metadata: of the file.
         config: of its network.
         directory: to write to.
 
     Raises:
-        CheckpointError: the file holds no sentencepiece vocabulary, or one that cannot be.
+        CheckpointError: the file holds no sentencepiece vocabulary, or metadata of another type or
+            range.
     """
-    model, added = _model(settings, path, config)
+    generation = _saved_generation(metadata)
+    tokens = _read_tokens(metadata, config.vocab_size)
+    numbers, added = _parted(tokens, _roles(metadata, generation, config.vocab_size))
     file = directory / "tokenizer.model"
-    file.write_bytes(model)
+    file.write_bytes(_model(metadata, tokens, numbers))
     tokenizer = BaichuanTokenizer(
         str(file),
-        **_special(settings, added),
+        **_special(metadata, tokens, added),
         added_tokens_decoder=added,
         extra_special_tokens=[token for token in added.values() if token.special],
-        add_bos_token=settings.get("tokenizer.ggml.add_bos_token") is True,
-        add_eos_token=settings.get("tokenizer.ggml.add_eos_token") is True,
+        add_bos_token=metadata.boolean("tokenizer.ggml.add_bos_token", False),
+        add_eos_token=metadata.boolean("tokenizer.ggml.add_eos_token", False),
         model_max_length=config.context_length,
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(directory)
     ids = {name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    generation = _saved_generation(settings) or {**ids, **_sampling(settings)}
-    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2), "utf-8")
+    content = json.dumps(generation or {**ids, **_sampling(metadata)}, indent=2)
+    (directory / "generation_config.json").write_text(content, "utf-8")
 
 
-def _saved_generation(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _saved_generation(metadata: Metadata) -> dict[str, Any]:
+    """Return the generation_config.json in a file of ours, empty where there is none."""
     try:
-        saved = json.loads(settings.get(_GENERATION, "{}"))
-    except (TypeError, ValueError):
-        return {}
-    return saved if isinstance(saved, dict) else {}
+        saved = parse_json(metadata.string(_GENERATION, "{}"))
+    except ValueError as error:
+        raise metadata.wrong(_GENERATION, translate("JSON ({reason})", reason=error)) from error
+    if not isinstance(saved, dict):
+        raise metadata.wrong(_GENERATION, translate("a JSON object"))
+    return saved
 
 
-def _sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
-    found = {ours: settings.get(f"general.sampling.{theirs}") for ours, theirs in _SAMPLING.items()}
-    return {ours: value for ours, value in found.items() if isinstance(value, (int, float))}
-
-
-def _special(settings: Mapping[str, Any], added: Mapping[int, AddedToken]) -> dict[str, str]:
-    """Return the texts of the tokens that begin, end and pad, where the file names some."""
-    texts, kinds = (settings[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type"))
-    found = {}
-    for ours, theirs in _NAMED.items():
-        i = settings.get(f"tokenizer.ggml.{theirs}_token_id")
-        if not isinstance(i, int) or not 0 <= i < len(texts):
+def _sampling(metadata: Metadata) -> dict[str, float | int]:
+    """Return the sampling settings that llama.cpp reads, where the file has them."""
+    found: dict[str, float | int] = {}
+    for ours, (theirs, least, most) in _SAMPLING.items():
+        key = f"general.sampling.{theirs}"
+        if key not in metadata:
             continue
-        if i in added or kinds[i] in (_PIECE.CONTROL, _PIECE.UNKNOWN):
-            found[f"{ours}_token"] = texts[i]
+        if ours == "top_k":
+            found[ours] = metadata.integer(key, int(least), int(most))
+        else:
+            found[ours] = metadata.number(key, least, most)
     return found
 
 
-def _model(
-    settings: Mapping[str, Any], path: Path, config: BaichuanConfig
-) -> tuple[bytes, dict[int, AddedToken]]:
-    """Build tokenizer.model, and the tokens that are added to it."""
-    texts, scores, kinds = (
-        settings.get(f"tokenizer.ggml.{name}", ()) for name in ("tokens", "scores", "token_type")
-    )
-    kind = settings.get("tokenizer.ggml.model")
+def _special(
+    metadata: Metadata, tokens: Sequence[_Token], added: Mapping[int, AddedToken]
+) -> dict[str, str]:
+    """Return the texts of the tokens that begin, end and pad, where the file names some."""
+    found = {}
+    for ours, theirs in _NAMED.items():
+        i = metadata.integer(f"tokenizer.ggml.{theirs}_token_id", default=-1)
+        if 0 <= i < len(tokens) and (
+            i in added or tokens[i].kind in (_PIECE.CONTROL, _PIECE.UNKNOWN)
+        ):
+            found[f"{ours}_token"] = tokens[i].text
+    return found
+
+
+def _read_tokens(metadata: Metadata, size: int) -> list[_Token]:
+    """Return the tokens of a file.
+
+    Raises:
+        CheckpointError: they are none of sentencepiece, or more than `size`.
+    """
+    kind = metadata.string("tokenizer.ggml.model", "")
+    texts = metadata.strings("tokenizer.ggml.tokens")
+    scores = metadata.numbers("tokenizer.ggml.scores")
+    kinds = metadata.integers("tokenizer.ggml.token_type", min(_KINDS), max(_KINDS))
     counts = {len(texts), len(scores), len(kinds)}
-    if kind != "llama" or len(counts) != 1 or not 0 < len(texts) <= config.vocab_size:
+    if kind != "llama" or len(counts) != 1 or not 0 < len(texts) <= size:
         raise CheckpointError(
             "{path} has no vocabulary that can serve: tokenizer.ggml.model is {kind!r} with "
             "{tokens:,} tokens, {scores:,} scores and {kinds:,} types; needed is 'llama' with at "
             "most {size:,} of each.",
-            path=path,
+            path=metadata.path,
             kind=kind,
             tokens=len(texts),
             scores=len(scores),
             kinds=len(kinds),
-            size=config.vocab_size,
+            size=size,
         )
-    numbers, added = _parted(texts, [int(kind) for kind in kinds], _roles(settings))
+    return [_Token(*fields) for fields in zip(texts, scores, kinds, strict=True)]
+
+
+def _model(metadata: Metadata, tokens: Sequence[_Token], numbers: Sequence[int]) -> bytes:
+    """Build tokenizer.model; its pieces are the first tokens, with these types."""
     model = sp.ModelProto()
-    for text, score, number in zip(texts, scores, numbers, strict=False):
-        model.pieces.add(piece=text, score=float(score), type=number)
-    _complete(model, settings)
+    for token, number in zip(tokens, numbers, strict=False):
+        model.pieces.add(piece=token.text, score=token.score, type=number)
+    _complete(model, metadata)
     content: bytes = model.SerializeToString()
     try:
         SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
         raise CheckpointError(
             "The vocabulary of {path} is none of sentencepiece ({reason}). Fetch the file again.",
-            path=path,
-            reason=str(error).splitlines()[0],
+            path=metadata.path,
+            reason=" ".join(str(error).split()),
         ) from error
-    return content, added
+    return content
 
 
-def _roles(settings: Mapping[str, Any]) -> set[Any]:
-    generation = _saved_generation(settings)
-    return {generation.get(name, default) for name, default in _ROLES.items()}
+def _roles(metadata: Metadata, generation: Mapping[str, Any], size: int) -> set[int | None]:
+    """Return the ids of the two role markers."""
+    roles = {name: generation.get(name, default) for name, default in _ROLES.items()}
+    for name, i in roles.items():
+        if i is not None and (type(i) is not int or not 0 <= i < size):
+            raise CheckpointError(
+                "{path} cannot be used: the {name} of its {key} is {value!r}; allowed are ids of "
+                "the vocabulary, 0 to {last}.",
+                path=metadata.path,
+                name=name,
+                key=_GENERATION,
+                value=i,
+                last=size - 1,
+            )
+    return set(roles.values())
 
 
 def _parted(
-    texts: Sequence[str], kinds: Sequence[int], roles: set[Any]
+    tokens: Sequence[_Token], roles: set[int | None]
 ) -> tuple[list[int], dict[int, AddedToken]]:
     """Return sentencepiece's types of its own pieces, and the added tokens by their ids.
 
     The pieces end where only added tokens and filling follow. A piece may be an added token, too.
     """
-    found, added, end = list(kinds), {}, 0
+    found, added, end = [token.kind for token in tokens], {}, 0
     has_bytes = _PIECE.BYTE in found
     front = _first_byte(found) if has_bytes else 0
-    for i, (text, kind) in enumerate(zip(texts, kinds, strict=True)):
+    for i, (text, _, kind) in enumerate(tokens):
         special = kind == _PIECE.CONTROL
         if i < front:
             symbol = special and text not in ("<s>", "</s>")
@@ -312,21 +340,21 @@ def _parted(
     return found[:end], added
 
 
-def _complete(model: Any, settings: Mapping[str, Any]) -> None:
+def _complete(model: Any, metadata: Metadata) -> None:
     """Set what stands beside the pieces."""
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     trainer.model_type = sp.TrainerSpec.BPE
     trainer.vocab_size = len(model.pieces)
     trainer.byte_fallback = any(piece.type == _PIECE.BYTE for piece in model.pieces)
     trainer.pad_id = -1
-    charsmap = settings.get("tokenizer.ggml.precompiled_charsmap")
+    charsmap = metadata.octets("tokenizer.ggml.precompiled_charsmap")
     if charsmap is None:  # no file from elsewhere has it; this is the published one's rule
         whole = SentencePieceNormalizer(rule_name="nmt_nfkc").serialized_model_proto()
         normalizer.CopyFrom(sp.ModelProto.FromString(whole).normalizer_spec)
     else:
-        normalizer.precompiled_charsmap = bytes(charsmap)
-    normalizer.add_dummy_prefix = settings.get("tokenizer.ggml.add_space_prefix", True) is True
-    normalizer.remove_extra_whitespaces = (
-        settings.get("tokenizer.ggml.remove_extra_whitespaces") is True
+        normalizer.precompiled_charsmap = charsmap
+    normalizer.add_dummy_prefix = metadata.boolean("tokenizer.ggml.add_space_prefix", True)
+    normalizer.remove_extra_whitespaces = metadata.boolean(
+        "tokenizer.ggml.remove_extra_whitespaces", False
     )
     normalizer.escape_whitespaces = True

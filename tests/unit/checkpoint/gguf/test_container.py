@@ -1,5 +1,6 @@
 """The container read back, and files that are damaged or forged: a sentence each, no memory."""
 
+import os
 import struct
 import tracemalloc
 
@@ -39,7 +40,7 @@ def file(tmp_path_factory):
 
 def test_what_was_written_is_read(file):
     weights = GgufWeights(file)
-    settings = weights.settings
+    settings = weights.metadata
     assert settings["general.architecture"] == "baichuan"
     assert settings["a.float"] == 1e-6 and settings["a.truth"] is True
     assert settings["some.texts"] == ["一", "", "b"]
@@ -122,11 +123,19 @@ def test_a_file_that_is_not_there(tmp_path):
         GgufWeights(tmp_path / "none.gguf")
 
 
-def test_forged_lengths_take_no_memory(tmp_path):
+@pytest.mark.parametrize(
+    "value",
+    [
+        struct.pack("<IIQ", 9, 12, 1 << 40),
+        struct.pack("<IIQ", 9, 0, 99 << 30),  # as long as the file
+        struct.pack("<IQ", 8, 99 << 30),
+        struct.pack("<IIQ", 9, 8, 1 << 34),
+    ],
+)
+def test_forged_lengths_take_no_memory(tmp_path, value):
     path = tmp_path / "x.gguf"
-    path.write_bytes(
-        b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 12, 1 << 40) + bytes(1000)
-    )
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ1s", 3, 0, 1, 1, b"k") + value)
+    os.truncate(path, 100 << 30)  # takes no room on the disk
     tracemalloc.start()
     with pytest.raises(CheckpointError, match="truncated or damaged"):
         GgufWeights(path)

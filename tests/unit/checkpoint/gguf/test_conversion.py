@@ -149,7 +149,7 @@ def test_added_tokens_go_with_the_tokenizer(save, tmp_path, add, written):
     source = save()
     add(source)
     gguf_from_checkpoint(source, tmp_path / "x.gguf")
-    settings = GgufWeights(tmp_path / "x.gguf").settings
+    settings = GgufWeights(tmp_path / "x.gguf").metadata
     texts, kinds = (settings[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type"))
     assert {i: (texts[i], int(kinds[i])) for i in written} == written
     checkpoint_from_gguf(tmp_path / "x.gguf", tmp_path / "back")
@@ -182,7 +182,7 @@ def test_an_added_token_without_a_row_is_refused_but_not_for_padding(save, tmp_p
     (source / "added_tokens.json").write_text(json.dumps({"[PAD]": 1003}))
     path.write_text(json.dumps({**settings, "pad_token": "[PAD]"}))
     gguf_from_checkpoint(source, tmp_path / "x.gguf")
-    assert len(GgufWeights(tmp_path / "x.gguf").settings["tokenizer.ggml.tokens"]) == 1003
+    assert len(GgufWeights(tmp_path / "x.gguf").metadata["tokenizer.ggml.tokens"]) == 1003
 
 
 @pytest.mark.parametrize(
@@ -309,10 +309,10 @@ def community(path, source, kinds=(Kind.F16,), change=lambda settings, held: Non
         name: raw.numpy().view(np.float32).reshape(ours.stored[name].shape)
         for name, raw in ours.tensors()
     }
-    family = ours.settings["general.architecture"]
+    family = ours.metadata["general.architecture"]
     settings = {
         key.replace(family, "baichuan", 1): value
-        for key, value in ours.settings.items()
+        for key, value in ours.metadata.items()
         if key.startswith((f"{family}.", "tokenizer.")) and not key.endswith(OURS)
     }
     types = settings["tokenizer.ggml.token_type"].copy()
@@ -491,6 +491,23 @@ def test_what_cannot_be_asked_for(save, tmp_path):
         gguf_from_checkpoint(source, tmp_path / "y.gguf")
     assert not list(tmp_path.glob("y*"))
     gguf_from_checkpoint(source, tmp_path / "y.gguf", tokenizer=False)
+
+
+def test_sampling_settings_of_any_kind(save, tmp_path):
+    source = save(eos_token_id=[])
+    file = source / "generation_config.json"
+    file.write_text(
+        '{"temperature": NaN, "top_k": 1e400, "top_p": true, "repetition_penalty": "x"}'
+    )
+    gguf_from_checkpoint(source, tmp_path / "x.gguf")
+    metadata = GgufWeights(tmp_path / "x.gguf").metadata
+    assert not [key for key in metadata if key.startswith("general.sampling")]
+    assert "tokenizer.ggml.eos_token_id" not in metadata
+    for text, message in (("[1]", "no table of settings"), ("[" * 10**5, "nested deeper than")):
+        file.write_text(text)
+        with pytest.raises(CheckpointError, match=f"generation_config.json .*{message}"):
+            gguf_from_checkpoint(source, tmp_path / "y.gguf")
+    assert not list(tmp_path.glob("y*"))
 
 
 def test_too_small_a_disk_is_noticed_first(save, tmp_path, monkeypatch):
