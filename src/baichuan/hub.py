@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,19 +68,19 @@ def local_directory(
         DownloadError: not on this machine and not to be had from the hub.
     """
     name = os.fspath(name_or_path)
-    path = Path(name).expanduser()
+    path, mode = _path_and_mode(name)
     if name == DEMO_NAME:
         return DEMO
     check_permission(path)
-    if name and _is_directory(path):
+    if name and stat.S_ISDIR(mode):
         return _checked(path / subfolder)
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and stat.S_ISREG(mode):
         raise CheckpointError(
             "{path} is a GGUF file. Make a checkpoint of it once, `baichuan convert {path} "
             "DIRECTORY --bits 4`, and give the directory.",
             path=path,
         )
-    if path.is_file():
+    if stat.S_ISREG(mode):
         raise CheckpointError(
             "{path} is a file; give the directory that holds the checkpoint.", path=path
         )
@@ -117,8 +118,9 @@ def adapter_directory(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
         DownloadError: not on this machine and not to be had from the hub.
     """
     name, subfolder = os.fspath(name_or_path), str(hub.pop("subfolder", ""))
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or _is_directory(Path(name)):
-        return Path(name) / subfolder
+    path, mode = _path_and_mode(name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or mode:
+        return path / subfolder
     try:
         directory = _fetched(name, _ADAPTER, subfolder, hub)
         if not any(directory.glob("adapter_model.safetensors")):
@@ -136,18 +138,25 @@ def _fetched(name: str, patterns: Iterable[str], subfolder: str, where: Mapping[
     return Path(root) / subfolder
 
 
-def _is_directory(path: Path) -> bool:
-    """Say whether a path is a directory; a name that no file system takes is none."""
+def _path_and_mode(name: str) -> tuple[Path, int]:
+    """Return a name as a path, with its mode; 0 if there is none, or no system takes the name."""
+    path = Path(name)
     try:
-        return path.is_dir()
-    except OSError:
-        return False
+        path = path.expanduser()
+        return path, path.stat().st_mode
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: `~` of a user whom there is not
+        return path, 0
 
 
 def is_model_name(name: str) -> bool:
     """Say whether a text may name a model: it is one there is, a path, or looks like a hub name."""
     is_hub_name = name.count("/") == 1 and not re.search(r"\s", name)
-    return name == DEMO_NAME or is_hub_name or bool(re.match(r"[./~]", name)) or Path(name).exists()
+    return (
+        name == DEMO_NAME
+        or is_hub_name
+        or bool(re.match(r"[./~]", name))
+        or bool(_path_and_mode(name)[1])
+    )
 
 
 def _checked(directory: Path) -> Path:

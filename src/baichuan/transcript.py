@@ -14,9 +14,11 @@ from typing import NamedTuple, cast
 
 from baichuan.errors import PromptError
 from baichuan.files import read_text, write_at_one_stroke
+from baichuan.json_files import parse_json
 from baichuan.language import translate
 from baichuan.model.prompt import Message, Role
 
+_MOST_BYTES = 1 << 26  # some thousand times the longest context
 _HEADING = re.compile(r"## (System|User|Assistant)[ \t]*", re.IGNORECASE)
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 #: A line of a message that would be read as a heading, or was one and has its backslash already.
@@ -56,11 +58,11 @@ def from_json(text: str) -> Transcript:
         ValueError: what is wrong, in the user's language.
     """
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+        content = parse_json(text)
+    except ValueError as error:
+        if "nested" in str(error):
+            raise ValueError(translate("it is nested too deeply")) from error
         raise ValueError(translate("it is not JSON")) from error
-    except RecursionError as error:
-        raise ValueError(translate("it is nested too deeply")) from error
     return _checked(content)
 
 
@@ -94,6 +96,10 @@ def read(path: Path, advice: str) -> Transcript:
         PromptError: the file cannot be read or holds no conversation.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(translate("it is no regular file"))
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise ValueError(translate("it has {size:,} bytes", size=size))
         return from_json(read_text(path))
     except OSError as error:
         raise PromptError(

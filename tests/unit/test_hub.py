@@ -182,7 +182,19 @@ def test_paths(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "typo", ["/no/such", "./models/13b", "../13b", "13b", "a/b/c", "~/13b", ""]
+    "typo",
+    [
+        "/no/such",
+        "./models/13b",
+        "../13b",
+        "13b",
+        "a/b/c",
+        "~/13b",
+        "",
+        "a" * 5_000,
+        "x\0y",
+        "~no-such-user",
+    ],
 )
 def test_what_is_neither_a_path_nor_a_name(typo, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,10 +1,13 @@
 """A conversation's files: what is written comes back, whatever the messages hold."""
 
+import os
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from baichuan import transcript
+from baichuan.errors import PromptError
 
 WORDS = st.sampled_from(
     [
@@ -74,3 +77,31 @@ def test_write_keeps_the_files_mode_and_leaves_no_other_file(tmp_path):
     assert path.read_bytes() == b"two\n"
     assert path.stat().st_mode & 0o777 == 0o640
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[" * 100_000, "it is nested too deeply"),
+        ('{"a":' * 300 + "1" + "}" * 300, "it is nested too deeply"),
+        ("1" * 5_000, "it is not JSON"),
+        ('{"messages": [{"role": ["user"], "content": "x"}]}', "is not from 'user'"),
+        ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', "holds half a character"),
+    ],
+    ids=["deep", "a little too deep", "a long number", "a list of roles", "half a character"],
+)
+def test_a_hostile_file_is_one_sentence(tmp_path, content, reason):
+    path = tmp_path / "talk.json"
+    path.write_text(content, "utf-8")
+    with pytest.raises(PromptError, match=reason):
+        transcript.read(path, "nothing was read")
+
+
+def test_a_file_without_end_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "talk.json").open("wb") as file:
+        file.truncate(100 << 30)
+    with pytest.raises(PromptError, match="it has 107,374,182,400 bytes"):
+        transcript.read(tmp_path / "talk.json", "nothing was read")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PromptError, match="it is no regular file"):
+        transcript.read(tmp_path / "pipe", "nothing was read")

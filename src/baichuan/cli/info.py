@@ -191,7 +191,7 @@ def _dtype(config: BaichuanConfig, weights: WeightFiles) -> str:
     """Say the type that config.json states, or where it states none that of the first tensor."""
     stated = config.dtype
     if stated is None:
-        stated = next(tensor.dtype for _, tensor in weights.tensors())
+        stated = next((tensor.dtype for tensor in weights.headers.values()), "-")
     return str(stated).removeprefix("torch.")
 
 

@@ -49,21 +49,36 @@ def read_published_int8(weights: WeightFiles, config: BaichuanConfig) -> dict[st
     scales = {name: t.float() for name, t in weights.tensors() if name in names.values()}
     # o_proj is square: what is non-square tells which way all of them lie.
     transposed = any(
-        name.endswith("W_pack.weight") and weights.shapes[name][0] == config.hidden_size
+        name.endswith("W_pack.weight") and weights.shapes[name][:1] == (config.hidden_size,)
         for name in names
     )
     state: dict[str, Tensor] = {}
     for name, tensor in weights.tensors():
         if name in names:
-            codes = tensor.T if transposed and not name.startswith("lm_head") else tensor
+            turned = transposed and not name.startswith("lm_head") and tensor.ndim == 2
+            codes = tensor.T if turned else tensor
+            _check_columns(name, codes, config)
             state |= _packed(name, codes, scales[names[name]].reshape(-1, 1))
         elif name not in scales:
             state[name] = tensor
     return state
 
 
+def _check_columns(name: str, codes: Tensor, config: BaichuanConfig) -> None:
+    """Check the columns before they are padded, after which another number may look right."""
+    columns = config.intermediate_size if "down_proj" in name else config.hidden_size
+    if codes.ndim == 2 and codes.shape[1] != columns:
+        raise CheckpointError(
+            "{name} has {given} columns, but its config.json describes {columns}. Fetch the files "
+            "again, or the config.json that belongs to them.",
+            name=name,
+            given=codes.shape[1],
+            columns=columns,
+        )
+
+
 def _packed(name: str, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
-    if codes.dtype != torch.int8 or len(codes) != len(scales):
+    if codes.dtype != torch.int8 or codes.ndim != 2 or len(codes) != len(scales):
         raise CheckpointError(
             "{name} is {dtype} {shape} with {count} scales; int8 with one scale for each output is "
             "what can be read. Give the original weights and quantize them.",
@@ -71,6 +86,10 @@ def _packed(name: str, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
             dtype=codes.dtype,
             shape=list(codes.shape),
             count=len(scales),
+        )
+    if not bool(scales.isfinite().all()):
+        raise CheckpointError(
+            "The scales of {name} hold NaN or infinity. Fetch the checkpoint again.", name=name
         )
     matrix = pack(codes.contiguous(), scales, 8, _SCHEME.columns_per_group)
     module = name.removesuffix(".weight")

@@ -7,6 +7,7 @@ so a checkpoint's own `tokenization_baichuan.py` never runs. Knows no network an
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,10 +81,10 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped 
             _check_json(args[0], kwargs)
         try:
             return super().from_pretrained(*args, **kwargs)
-        except TokenizerError:
-            raise
         except PermissionError as error:
             raise TokenizerError.unreadable(error.filename, error) from error
+        except json.JSONDecodeError as error:
+            raise _no_json(args[0] if args else None, error) from error
 
     @classmethod
     def _from_pretrained(
@@ -351,7 +352,10 @@ _get_tokenizer_config = tokenization_auto.get_tokenizer_config
 def _tokenizer_config_without_code(name: Any, **kwargs: Any) -> dict[str, Any]:
     """Read tokenizer_config.json; where it means Baichuan's own Python file, name our class."""
     _check_json(name, kwargs)
-    found: dict[str, Any] = _get_tokenizer_config(name, **kwargs)
+    try:
+        found: dict[str, Any] = _get_tokenizer_config(name, **kwargs)
+    except json.JSONDecodeError as error:
+        raise _no_json(name, error) from error
     ours = BaichuanTokenizer.__name__
     named = found.get("tokenizer_class")
     if "auto_map" not in found and named == ours:
@@ -376,3 +380,13 @@ def _check_json(name: Any, options: dict[str, Any]) -> None:
     path = Path(str(name), str(options.get("subfolder") or ""), CONFIG)
     if path.is_file():
         read_object(path, TokenizerError)
+
+
+def _no_json(directory: object, error: ValueError) -> TokenizerError:
+    return TokenizerError(
+        "A settings file of the tokenizer in {directory} is not JSON in UTF-8 without a byte order "
+        "mark ({reason}): tokenizer_config.json, special_tokens_map.json or added_tokens.json. "
+        "Save it so, or fetch it again.",
+        directory=directory,
+        reason=error,
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_config
 from transformers import AutoModelForCausalLM
 
@@ -92,6 +92,29 @@ def test_what_is_no_int8_is_refused(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model.config.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"W_pack.weight is torch.float32.*144 scales"):
+        baichuan.BaichuanForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"W_pack.scale": torch.full((144,), torch.nan)}, r"scales of .*W_pack.weight hold NaN"),
+        ({"W_pack.scale": torch.tensor(1.0)}, r"int8 \[144, 48\] with 1 scales"),
+        ({"W_pack.weight": torch.tensor(1, dtype=torch.int8)}, r"W_pack.weight is torch.int8 \[\]"),
+        ({"o_proj.weight": torch.ones(48, dtype=torch.int8)}, r"o_proj.weight is torch.int8 \[48"),
+        (
+            {"o_proj.weight": torch.ones(48, 2, dtype=torch.int8)},
+            "o_proj.weight has 2 columns, but .* describes 48",
+        ),
+    ],
+    ids=["NaN", "one scale", "a number", "a vector", "narrow"],
+)
+def test_damaged_int8_is_refused(tmp_path, changes, message):
+    published(tmp_path, transposed=False, column=False, name="scale", dtype=torch.float32)
+    file = tmp_path / "model.safetensors"
+    named = {f"model.layers.0.self_attn.{name}": tensor for name, tensor in changes.items()}
+    save_file({**load_file(file), **named}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=message):
         baichuan.BaichuanForCausalLM.from_pretrained(tmp_path)
 
 

@@ -555,3 +555,19 @@ def test_a_vocabulary_without_end_is_refused_before_it_is_read(tmp_path) -> None
         file.truncate(100 << 30)
     with pytest.raises(TokenizerError, match=r"tokenizer.model has 107,374,182,400 bytes"):
         BaichuanTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config", "added_tokens"])
+@pytest.mark.parametrize("load", [BaichuanTokenizer.from_pretrained, AutoTokenizer.from_pretrained])
+def test_a_byte_order_mark_is_named(tmp_path, load, name) -> None:
+    """transformers reads these files itself."""
+    content = (
+        b"\xef\xbb\xbf" + json.dumps(PUBLISHED if "config" in name else {"<x>": 70_000}).encode()
+    )
+    unsaved = {key: value for key, value in PUBLISHED.items() if key != "added_tokens_decoder"}
+    beside(
+        tmp_path,
+        **{"tokenizer_config": unsaved, "config": {"model_type": "baichuan"}, name: content},
+    )
+    with pytest.raises(TokenizerError, match="without a byte order mark"):
+        load(tmp_path)
