@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from baichuan.errors import PromptError
-from baichuan.files import read_text, write_at_one_stroke
+from baichuan.files import read_text
 from baichuan.language import translate
 from baichuan.model.prompt import Message, Role
+from baichuan.outputs import write_output
 
 _HEADING = re.compile(r"## (System|User|Assistant)[ \t]*", re.IGNORECASE)
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
@@ -122,12 +123,7 @@ def write(path: Path, text: str, *, private: bool = False) -> None:
     Raises:
         PromptError: the file cannot be written; nothing is left.
     """
-    try:
-        write_at_one_stroke(path, text.encode(), private=private)
-    except OSError as error:
-        raise PromptError(
-            "{path} cannot be written ({reason}).", path=path, reason=error.strerror
-        ) from error
+    write_output(path, text.encode(), PromptError, private=private)
 
 
 def _escaped(content: str) -> str:
