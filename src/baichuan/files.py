@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock
+
 fcntl: Any
 try:
     import fcntl
@@ -94,6 +96,31 @@ def remove_stale(target: Path) -> None:
         with suppress(OSError), path.open("r+b") as file:
             if _locked(file, wait=False):
                 path.unlink()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock: an empty file, which is removed at the end.
+
+    Raises:
+        TimeoutError: another run holds it.
+        OSError: it cannot be made, or a file of someone else has its name.
+    """
+    if not is_lock(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
+    with FileLock(path, timeout=0):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps what is open
+                path.unlink()
+
+
+def is_lock(path: Path) -> bool:
+    """Say whether a lock may be made there: there is nothing, or an empty file."""
+    if not os.path.lexists(path):
+        return True
+    return not path.is_symlink() and path.is_file() and not path.stat().st_size
 
 
 def _is_special(target: Path) -> bool:

@@ -11,10 +11,10 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from baichuan.files import write_at_one_stroke
 from baichuan.language import translate
+from baichuan.outputs import write_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,8 +84,17 @@ def _plain(character: str) -> str:
 
 
 def save(figure: Figure, target: Path) -> None:
-    """Write a figure whole or not at all, as what the file's ending says."""
-    drawn = io.BytesIO()
-    with fonts():
-        figure.savefig(drawn, format=target.suffix[1:].lower(), dpi=150)
-    write_at_one_stroke(target, drawn.getvalue())
+    """Write a figure whole or not at all, as what the file's ending says.
+
+    The same figure gives the same bytes: no date and no random name is in them.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    import matplotlib
+
+    drawn, kind = io.BytesIO(), target.suffix[1:].lower()
+    dates: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    with fonts(), matplotlib.rc_context({"svg.hashsalt": "baichuan"}):
+        figure.savefig(drawn, format=kind, dpi=150, metadata=dates)
+    write_output(target, drawn.getvalue())

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from baichuan.errors import PromptError
-from baichuan.files import read_text, write_at_one_stroke
+from baichuan.files import read_text
 from baichuan.json_files import parse_json
 from baichuan.language import translate
 from baichuan.model.prompt import Message, Role
+from baichuan.outputs import write_output
 
 _MOST_BYTES = 1 << 26  # some thousand times the longest context
 _HEADING = re.compile(r"## (System|User|Assistant)[ \t]*", re.IGNORECASE)
@@ -128,12 +129,7 @@ def write(path: Path, text: str, *, private: bool = False) -> None:
     Raises:
         PromptError: the file cannot be written; nothing is left.
     """
-    try:
-        write_at_one_stroke(path, text.encode(), private=private)
-    except OSError as error:
-        raise PromptError(
-            "{path} cannot be written ({reason}).", path=path, reason=error.strerror
-        ) from error
+    write_output(path, text.encode(), PromptError, private=private)
 
 
 def _escaped(content: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from baichuan.bench.job import Job
 from baichuan.bench.measure import Positions
 from baichuan.bench.memory import Need
-from baichuan.files import write_at_one_stroke
+from baichuan.outputs import write_output
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Report:
 
     def save(self, target: Path) -> None:
         """Write it as JSON, at one stroke."""
-        write_at_one_stroke(target, json.dumps(self.to_dict(), indent=2).encode() + b"\n")
+        write_output(target, json.dumps(self.to_dict(), indent=2).encode() + b"\n")
 
 
 def ratios(positions: Positions) -> dict[str, Spread]:

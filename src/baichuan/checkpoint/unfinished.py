@@ -11,12 +11,11 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from baichuan.errors import CheckpointError, UsageError
+from baichuan.errors import BaichuanError, CheckpointError, UsageError
+from baichuan.files import locked
 from baichuan.json_files import read_object
 
 JOURNAL, INDEX, SUMS = "journal.json", "model.safetensors.index.json", "SHA256SUMS"
@@ -80,31 +79,24 @@ def unfinished(target: Path) -> Iterator[Path]:
         UsageError: another run is writing it; or as `check_target`.
         CheckpointError: the directory cannot be made.
     """
-    partial, path = partial_of(target), _lock_of(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not _is_lock(path):
-            raise FileExistsError(None, "it is no lock of ours", str(path))
-        lock = FileLock(path, timeout=0).acquire()
-    except Timeout as error:
-        raise UsageError(
-            "Another run is writing {directory}; wait until it ends, or give another target.",
-            directory=partial,
-        ) from error
-    except OSError as error:
-        raise _not_made(target, error) from error
-    with lock:
+    partial = partial_of(target)
+    with ExitStack() as held:
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(_lock_of(target)))
             _check_free(target)  # another run may have ended just now
-            try:
-                partial.mkdir(exist_ok=True)
-                (partial / JOURNAL).touch()
-            except OSError as error:
-                raise _not_made(target, error) from error
-            yield partial
-        finally:
-            with suppress(OSError):  # Windows keeps what is open
-                path.unlink()
+            partial.mkdir(exist_ok=True)
+            (partial / JOURNAL).touch()
+        except BaichuanError:
+            raise
+        except TimeoutError as error:
+            raise UsageError(
+                "Another run is writing {directory}; wait until it ends, or give another target.",
+                directory=partial,
+            ) from error
+        except OSError as error:
+            raise _not_made(target, error) from error
+        yield partial
 
 
 def clear(partial: Path, keep: Collection[str] = ()) -> None:
@@ -129,14 +121,15 @@ def sums_text(sums: Mapping[str, str]) -> str:
 def _remove_remains(target: Path) -> None:
     """Remove what a run leaves that is killed when its result is whole."""
     path, partial = _lock_of(target), partial_of(target)
-    if not (path.exists() and _is_lock(path) and target.exists()):
+    if not (path.exists() and target.exists()):
         return
-    with suppress(Timeout, OSError), FileLock(path, timeout=0):
+    with suppress(OSError), locked(path):  # also where another run holds it
         if _is_whole(target):
             (target / JOURNAL).unlink()
-        if [entry.name for entry in partial.glob("*")] in ([], [JOURNAL]) and partial.is_dir():
+        if [entry.name for entry in partial.glob("*")] == [JOURNAL]:
             discard(partial)
-        path.unlink()
+        elif partial.is_dir():
+            partial.rmdir()
 
 
 def _is_whole(target: Path) -> bool:
@@ -180,13 +173,6 @@ def _stranger(target: Path) -> str | None:
 
 def _lock_of(target: Path) -> Path:
     return target.with_name(target.name + ".partial.lock")
-
-
-def _is_lock(path: Path) -> bool:
-    """Say whether a lock may be made there: there is nothing, or an empty file."""
-    if not os.path.lexists(path):
-        return True
-    return not path.is_symlink() and path.is_file() and not path.stat().st_size
 
 
 def _not_made(target: Path, reason: object) -> CheckpointError:

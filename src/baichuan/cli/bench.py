@@ -19,10 +19,10 @@ from baichuan.bench.picture import draw, require_picture
 from baichuan.bench.results import Report, Row, Spread, ratios, speed_in_turns
 from baichuan.bench.run import run
 from baichuan.cli.info import size
-from baichuan.errors import UsageError
 from baichuan.language import translate
 from baichuan.model.configuration import BaichuanConfig
 from baichuan.model.quantization import describe
+from baichuan.outputs import require_writable
 
 #: Per cent of the processors; the tables mention more.
 _BUSY = 10
@@ -41,8 +41,7 @@ def run_bench(job: Job, precisions: str | None, saved: Path | None, picture: Pat
         BaichuanError: the checkpoint cannot be loaded, a value is not allowed, or a file cannot be
             written.
     """
-    for target in filter(None, (saved, picture)):
-        _require_directory(target)
+    require_writable(saved, picture)
     if picture is not None:
         require_picture(picture)
     names = [] if precisions is None else [name.strip() for name in precisions.split(",")]
@@ -72,15 +71,6 @@ def _empty_report(job: Job) -> Report:
     machine = facts(job.chosen_device)
     machine["threads"] = job.threads or torch.get_num_threads()
     return Report(name, job, (layers, whole), quantized, machine, [])
-
-
-def _require_directory(target: Path) -> None:
-    if not target.parent.is_dir() or target.is_dir():
-        raise UsageError(
-            "{target} cannot be written: its directory is not there, or it is one itself. Name a "
-            "file in a directory that exists.",
-            target=target,
-        )
 
 
 class _Speed(ProgressColumn):

@@ -16,6 +16,7 @@ from baichuan.evaluate.picture import draw, require_picture
 from baichuan.evaluate.results import Result, read_result, write_json
 from baichuan.evaluate.score import Paired, paired
 from baichuan.language import translate
+from baichuan.outputs import require_writable
 
 #: Settings that belong to a model, and so may differ without a remark.
 _OF_MODELS = ("model", "dtype", "bits", "backend", "checkpoint", "adapter", "served")
@@ -28,6 +29,7 @@ def run_compare(paths: Sequence[Path], saved: Path | None, plot: Path | None) ->
         DataError: a file is no result.
         UsageError: results that cannot be compared, or a file that cannot be written.
     """
+    require_writable(saved, plot)
     if plot is not None:
         require_picture(plot)
     groups: dict[str, list[Result]] = {}
@@ -47,12 +49,13 @@ def run_compare(paths: Sequence[Path], saved: Path | None, plot: Path | None) ->
         pairs = [_compared(results[0], other, names) for other in results[1:]]
         _print(console, results, names, pairs)
         figures[benchmark] = _figures(results, names, pairs)
-        if plot is not None:
-            draw(results, names, plot)
     if len(groups) > 1:
         console.print(_overview(groups))
     if saved is not None:
         write_json(saved, figures)
+    if plot is not None:
+        ((_, results),) = groups.items()
+        draw(results, _names(results), plot)
 
 
 def _names(results: Sequence[Result]) -> list[str]:

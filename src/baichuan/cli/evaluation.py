@@ -42,6 +42,7 @@ from baichuan.evaluate.scorers import BaichuanScorer, Scorer, TransformersScorer
 from baichuan.evaluate.server import ServerScorer
 from baichuan.evaluate.subjects import BENCHMARKS
 from baichuan.language import translate
+from baichuan.outputs import require_writable
 
 _LETTERS = ("first", "last", "piece", "spaced")
 #: Remarks about single rows that are shown; all are in the file.
@@ -87,6 +88,7 @@ def run_benchmark(asked: Asked, out: Path | None, plot: Path | None) -> None:
         BaichuanError: data or model cannot be used, a value is not allowed, or a file cannot be
             written.
     """
+    require_writable(out, plot)
     if plot is not None:
         require_picture(plot)
     scheme = scheme_of(asked.benchmark, asked.scheme)
@@ -103,6 +105,7 @@ def run_benchmark(asked: Asked, out: Path | None, plot: Path | None) -> None:
     scorer, facts = _scorer(asked, scheme, share)
     settings = _settings(asked, scheme, data, facts)
     target = out or Path(f"{asked.benchmark}-{data.split}-{_stem(settings)}.json")
+    require_writable(target)
     maker = PromptMaker(
         scheme,
         data.benchmark.names,

@@ -17,6 +17,7 @@ from baichuan.digest import files_digest
 from baichuan.evaluate.results import write_json
 from baichuan.evaluate.texts import TextScore, distance, perplexity, text_of
 from baichuan.language import translate
+from baichuan.outputs import require_writable
 
 
 def run_perplexity(
@@ -32,6 +33,7 @@ def run_perplexity(
     Raises:
         BaichuanError: a file or the model cannot be used, or a value is not allowed.
     """
+    require_writable(saved)
     texts = [text_of(path) for path in files]
     network, tokenizer = load_model(model, **where)
     sizes = _window(network, window, stride)
@@ -65,6 +67,7 @@ def run_kl(
     Raises:
         BaichuanError: a file or a model cannot be used, or a value is not allowed.
     """
+    require_writable(saved)
     texts = [text_of(path) for path in files]
     network, tokenizer = load_model(model, **where)
     other, _ = load_model(original, **{**where, "bits": None, "adapter": None})

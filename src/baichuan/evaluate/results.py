@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from baichuan.errors import DataError, UsageError
+from baichuan.errors import DataError
 from baichuan.evaluate.data import LETTERS
 from baichuan.evaluate.prompts import Prompt
 from baichuan.evaluate.score import Average, Interval, Tally, averaged, macro, micro, pick
 from baichuan.evaluate.subjects import BENCHMARKS, Benchmark
-from baichuan.files import read_text, write_at_one_stroke
+from baichuan.files import read_text
+from baichuan.outputs import write_output
 
 #: Decimals of scores in files: enough to see a near tie.
 _DECIMALS = 4
@@ -207,12 +208,7 @@ def write_json(target: Path, content: object) -> None:
         UsageError: the file cannot be written.
     """
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    try:
-        write_at_one_stroke(target, text.encode() + b"\n")
-    except OSError as error:
-        raise UsageError(
-            "{target} cannot be written ({reason}).", target=target, reason=error.strerror
-        ) from error
+    write_output(target, text.encode() + b"\n")
 
 
 def read_result(path: Path) -> Result:

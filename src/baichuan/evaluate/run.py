@@ -6,18 +6,17 @@ that was killed goes on behind the last whole line. Knows scorers by their inter
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed
-from filelock import FileLock, Timeout
 
 from baichuan.errors import UsageError
 from baichuan.evaluate.data import Data
@@ -25,12 +24,15 @@ from baichuan.evaluate.prompts import Prompt, PromptMaker
 from baichuan.evaluate.results import Answer, Result, Settings, read_result
 from baichuan.evaluate.scorers import Scorer, Scores
 from baichuan.evaluate.server import MISSING
+from baichuan.files import check_writable, locked
+from baichuan.json_files import parse_json
 from baichuan.language import translate
+from baichuan.outputs import unwritable
 
 #: Told how many questions are scored, of how many, and how many of them in this run.
 Tell = Callable[[int, int, int], None]
 
-_JOURNAL = ".partial"
+_JOURNAL, _BEGIN = ".partial", b'{"settings": '
 #: How long one process may wait for the others.
 _PATIENCE = timedelta(days=30)
 #: Known questions that a server is asked again, and how far, in nats, its scores may be from what
@@ -115,7 +117,7 @@ def evaluate(
         rows = [answer for subject in data.questions for answer in gathered[subject]]
         result = Result(settings, rows, data.remarks + _shortened(rows, settings))
         result.save(target)
-        journal.remove()
+        Journal.remove_all(target, settings)
         return result
 
 
@@ -125,28 +127,19 @@ def _alone(target: Path, share: Share) -> Iterator[None]:
     if share.rank > 0:
         yield
         return
-    if not target.parent.is_dir():  # the lock would make it
-        raise _unwritable(target, os.strerror(errno.ENOENT))
-    path = target.with_name(f"{target.name}.lock")
-    try:
-        lock = FileLock(path, timeout=0).acquire()
-    except Timeout as error:
-        raise UsageError(
-            "Another run is writing {target}; wait until it ends, or name another file with --out.",
-            target=target,
-        ) from error
-    except OSError as error:
-        raise _unwritable(target, error.strerror) from error
-    with lock:
+    with ExitStack() as held:
         try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows keeps what is open
-                path.unlink()
-
-
-def _unwritable(target: Path, reason: str | None) -> UsageError:
-    return UsageError("{target} cannot be written ({reason}).", target=target, reason=reason)
+            check_writable(target)  # the lock would make the directory
+            held.enter_context(locked(target.with_name(f"{target.name}.lock")))
+        except TimeoutError as error:
+            raise UsageError(
+                "Another run is writing {target}; wait until it ends, or name another file with "
+                "--out.",
+                target=target,
+            ) from error
+        except OSError as error:
+            raise unwritable(target, error) from error
+        yield
 
 
 def _answered(
@@ -229,6 +222,11 @@ def finished(target: Path, settings: Settings) -> Result | None:
             path=target,
             server=settings.backend,
         )
+    share = Share.of_this_process()
+    if share.rank == 0:
+        # A run that was killed when the result was written left its journal.
+        with suppress(UsageError), _alone(target, share):
+            Journal.remove_all(target, settings)
     return result
 
 
@@ -275,18 +273,22 @@ class Journal:
     """
 
     def __init__(self, target: Path, settings: Settings, share: Share) -> None:
+        """Read what earlier runs wrote, and begin a file.
+
+        Raises:
+            UsageError: a file is of other settings or no journal, or the disk does not take it.
+        """
         self.known: dict[str, Scores] = {}
-        self._target = target
-        for path in self._paths():
-            self._read(path, settings)
+        self._target, self._settings = target, settings
+        for path in _journals(target):
+            for subject, scores in _read(path, settings):
+                self.known.setdefault(subject, {}).update(scores)
         number = f".{share.rank}" if share.count > 1 else ""
         self.path = target.with_name(f"{target.name}{_JOURNAL}{number}")
         try:
-            self._file = self.path.open("ab")
+            self._file = self.path.open("ab", buffering=0)
         except OSError as error:
-            raise _unwritable(target, error.strerror) from error
-        # Behind a line that was cut off, a new one begins.
-        self._write(b"\n")
+            raise unwritable(self.path, error) from error
         self._line({"settings": asdict(settings)})
 
     def add(self, subject: str, scores: Scores) -> None:
@@ -297,32 +299,78 @@ class Journal:
         """End it; what it holds stays for the next run."""
         self._file.close()
 
-    def remove(self) -> None:
-        """Delete all processes' journals: the result is written."""
-        for path in self._paths():
-            path.unlink(missing_ok=True)
+    @staticmethod
+    def remove_all(target: Path, settings: Settings) -> None:
+        """Delete all processes' journals: the result is written.
 
-    def _paths(self) -> list[Path]:
-        return sorted(self._target.parent.glob(f"{self._target.name}{_JOURNAL}*"))
-
-    def _read(self, path: Path, settings: Settings) -> None:
-        for line in path.read_bytes().splitlines():
+        Raises:
+            UsageError: one is of other settings or no journal, or cannot be deleted.
+        """
+        for path in _journals(target):
+            for _ in _read(path, settings):
+                pass
             try:
-                entry = json.loads(line)
-            except ValueError:  # cut off when the run was killed, or empty
-                continue
+                path.unlink()
+            except OSError as error:
+                raise unwritable(path, error) from error
+
+    def _line(self, entry: dict[str, Any]) -> None:
+        # Behind a line that was cut off, a new one begins.
+        left = memoryview(b"\n" + json.dumps(entry).encode() + b"\n")
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+
+def _journals(target: Path) -> list[Path]:
+    """List the journals of a result, of however many processes."""
+    name = re.compile(re.escape(target.name + _JOURNAL) + r"(\.\d+)?")
+    return sorted(path for path in target.parent.iterdir() if name.fullmatch(path.name))
+
+
+def _read(path: Path, settings: Settings) -> Iterator[tuple[str, Scores]]:
+    """Read the batches of a journal.
+
+    Raises:
+        UsageError: it is of other settings, or no journal.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError.unreadable(path, error) from error
+    lines = [line for line in lines if line.strip()]
+    if lines and not (lines[0].startswith(_BEGIN) or _BEGIN.startswith(lines[0])):
+        raise _no_journal(path, lines[0])
+    for line in lines:
+        try:
+            entry = parse_json(line.decode())
+        except ValueError:  # cut off when the run was killed
+            continue
+        try:
             if "settings" in entry:
                 _require_same(path, settings, Settings.from_dict(entry["settings"]))
             else:
-                scores = {index: tuple(four) for index, four in entry["scores"]}
-                self.known.setdefault(entry["subject"], {}).update(scores)
+                yield entry["subject"], {int(i): _four(scores) for i, scores in entry["scores"]}
+        except UsageError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise _no_journal(path, line) from error
 
-    def _line(self, entry: dict[str, Any]) -> None:
-        self._write(json.dumps(entry).encode() + b"\n")
 
-    def _write(self, content: bytes) -> None:
-        self._file.write(content)
-        self._file.flush()
+def _four(scores: Any) -> tuple[float, ...]:
+    a, b, c, d = scores
+    return float(a), float(b), float(c), float(d)
+
+
+def _no_journal(path: Path, line: bytes) -> UsageError:
+    return UsageError(
+        "{path} is no journal of `baichuan eval`, which would write there (its line {line}). Move "
+        "it away, or name another file with --out.",
+        path=path,
+        line=repr(line.decode("utf-8", "replace")[:60]),
+    )
 
 
 def _require_same(path: Path, settings: Settings, found: Settings) -> None:
