@@ -5,22 +5,26 @@ Knows no page and no model. What else lies in the directory is left alone.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 import platformdirs
 
 from baichuan import transcript
-from baichuan.errors import BaichuanError
+from baichuan.errors import BaichuanError, PromptError
 from baichuan.language import translate
 from baichuan.transcript import Transcript
 
 #: 64 random bits: nobody guesses the address of someone else's conversation.
 _NAME = re.compile(r"[0-9a-f]{16}")
 _TITLE_LENGTH = 60
+#: Bytes of a file that is read; more cannot be imported either.
+_MOST_BYTES = 20 << 20
 
 EMPTY = Transcript(None, [])
 
@@ -43,7 +47,7 @@ def is_name(text: str) -> bool:
 def title(conversation: Transcript) -> str:
     """Give the beginning of the first thing that was said, as one line."""
     for message in conversation.messages:
-        if line := " ".join(message["content"].split()):
+        if line := " ".join(message["content"][: 100 * _TITLE_LENGTH].split()):
             return line if len(line) <= _TITLE_LENGTH else line[: _TITLE_LENGTH - 1] + "…"
     return translate("New conversation")
 
@@ -67,7 +71,7 @@ class Conversations:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         # By name: the file's time and size when it was read, and what was in it.
-        self._read: dict[str, tuple[tuple[int, int], Transcript]] = {}
+        self._read: dict[str, tuple[tuple[int, int], Transcript | PromptError]] = {}
 
     def get(self, name: str) -> Transcript:
         """Give a conversation; an empty one where none is saved under the name.
@@ -102,7 +106,7 @@ class Conversations:
                 conversation = self._current(path)
             except BaichuanError:  # not ours, or deleted a moment ago
                 continue
-            said = "\n".join(_texts(conversation)).casefold()
+            said = "\n".join(_texts(conversation)).casefold() if wanted else ""
             if all(word in said for word in wanted):
                 entries.append(Entry(path.stem, title(conversation)))
         return entries
@@ -120,10 +124,25 @@ class Conversations:
         version = (stat.st_mtime_ns, stat.st_size)
         held = self._read.get(path.stem)
         if held is None or held[0] != version:
-            held = version, transcript.read(path, translate("it is skipped"))
-            self._read[path.stem] = held
+            held = self._read[path.stem] = version, _read(path, stat)
+        if isinstance(held[1], PromptError):
+            raise held[1]
         system, messages = held[1]
         return Transcript(system, list(messages))
+
+
+def _read(path: Path, stat: os.stat_result) -> Transcript | PromptError:
+    """Return what a file holds, or what is wrong with it: it is not read again for each drawing."""
+    if not S_ISREG(stat.st_mode) or stat.st_size > _MOST_BYTES:  # a pipe has no end
+        return PromptError(
+            "{path} is no file of at most {most:,} bytes; it is skipped.",
+            path=path,
+            most=_MOST_BYTES,
+        )
+    try:
+        return transcript.read(path, translate("it is skipped"))
+    except PromptError as error:
+        return error
 
 
 def _changed(path: Path) -> int:

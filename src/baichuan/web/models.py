@@ -6,19 +6,14 @@ Knows no page.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from baichuan.errors import BaichuanError
 from baichuan.transcript import Transcript
 from baichuan.web.options import Options
 
 if TYPE_CHECKING:
-    from openai import OpenAI, OpenAIError, Stream
-    from openai.types.chat import ChatCompletionChunk
-
     from baichuan.engine.runner import Request
     from baichuan.model.network import BaichuanForCausalLM
 
@@ -32,8 +27,6 @@ SETTINGS = (
     "seed",
     "stop",
 )
-#: Those of them that OpenAI's own protocol does not have; servers take them beside it.
-_BEYOND_OPENAI = ("top_k", "repetition_penalty")
 #: Full contexts that all caches may hold together, if memory has room: answers on their way, and
 #: earlier turns kept for the next.
 _CONTEXTS = 4
@@ -103,7 +96,11 @@ def open_model(options: Options) -> Model:
     Raises:
         BaichuanError: it cannot be loaded, or the server does not answer.
     """
-    return RemoteModel(options.server) if options.server else LocalModel(options)
+    if options.server:
+        from baichuan.web.remote import RemoteModel
+
+        return RemoteModel(options.server)
+    return LocalModel(options)
 
 
 class LocalModel:
@@ -143,7 +140,7 @@ class LocalModel:
     def answer(self, conversation: Transcript, settings: Mapping[str, Any]) -> Reply:
         """Queue a request with the engine; see `Model.answer`."""
         prompt, params, dropped = self._model.fitted_chat_request(
-            self._tokenizer, cast(Any, _with_system(conversation)), **settings
+            self._tokenizer, cast(Any, with_system(conversation)), **settings
         )
         return _LocalReply(self._runner.submit(prompt, params), dropped)
 
@@ -177,101 +174,7 @@ def _precision(model: BaichuanForCausalLM) -> str:
     return str(model.dtype).removeprefix("torch.")
 
 
-def _with_system(conversation: Transcript) -> list[dict[str, Any]]:
+def with_system(conversation: Transcript) -> list[dict[str, Any]]:
+    """Return the messages of a conversation, the system text first."""
     system = [{"role": "system", "content": conversation.system}] if conversation.system else []
     return [*system, *(dict(message) for message in conversation.messages)]
-
-
-class RemoteModel:
-    """The first model of a server that speaks OpenAI's protocol.
-
-    Args:
-        server: its address, with or without `/v1` at the end. A key for it is taken from
-            `OPENAI_API_KEY`.
-    """
-
-    def __init__(self, server: str) -> None:
-        import openai
-
-        base = server.rstrip("/")
-        base = base if base.endswith("/v1") else f"{base}/v1"
-        key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"
-        self._client = openai.OpenAI(base_url=base, api_key=key, max_retries=0)
-        try:
-            models = self._client.models.list().data
-        except openai.OpenAIError as error:
-            raise _explained(base, error) from error
-        if not models:
-            raise BaichuanError("The server {server} has no model.", server=base)
-        self._base = base
-        self._model = models[0].id
-        self.name = f"{self._model} · {base.split('://')[-1].removesuffix('/v1')}"
-        self.is_demo = False
-        self.context: int | None = None
-        self.defaults: Mapping[str, Any] = dict.fromkeys(SETTINGS)
-
-    def answer(self, conversation: Transcript, settings: Mapping[str, Any]) -> Reply:
-        """Give a reply that asks the server when it is first read; see `Model.answer`."""
-        beyond = {name: settings[name] for name in _BEYOND_OPENAI if name in settings}
-        asked = {name: settings[name] for name in settings if name not in _BEYOND_OPENAI}
-        if "stop" in asked:
-            asked["stop"] = list(asked["stop"])
-        request = {"model": self._model, "messages": _with_system(conversation), **asked}
-        if beyond:
-            request["extra_body"] = beyond
-        return _RemoteReply(self._client, self._base, request)
-
-
-class _RemoteReply(Iterator[Piece]):
-    dropped = 0  # a server refuses what does not fit
-
-    def __init__(self, client: OpenAI, base: str, request: dict[str, Any]) -> None:
-        self._client, self._base, self._request = client, base, request
-        self._stream: Stream[ChatCompletionChunk] | None = None
-        self._cancelled = False
-        self._tokens = 0
-
-    def __next__(self) -> Piece:
-        import openai
-
-        try:
-            if self._stream is None:
-                self._stream = self._client.chat.completions.create(
-                    stream=True, stream_options={"include_usage": True}, **self._request
-                )
-            if self._cancelled:
-                self._stream.close()
-                raise StopIteration
-            return self._piece(next(self._stream))
-        except openai.OpenAIError as error:
-            raise _explained(self._base, error) from error
-
-    def _piece(self, chunk: ChatCompletionChunk) -> Piece:
-        """Read one event; one with text counts as a token until the server says how many."""
-        choice = chunk.choices[0] if chunk.choices else None
-        text = (choice.delta.content or "") if choice else ""
-        usage = chunk.usage
-        self._tokens = usage.completion_tokens if usage else self._tokens + bool(text)
-        return Piece(
-            text,
-            self._tokens,
-            usage.prompt_tokens if usage else None,
-            choice.finish_reason if choice else None,
-        )
-
-    def cancel(self) -> None:
-        """Hang up after the event that is being read; the server then stops working."""
-        self._cancelled = True
-
-
-def _explained(base: str, error: OpenAIError) -> BaichuanError:
-    """Say what is wrong with a server, in one sentence."""
-    import openai
-
-    if isinstance(error, openai.APIConnectionError):
-        return BaichuanError(
-            "The server {server} cannot be reached. Is it running, and is the address right?",
-            server=base,
-        )
-    reason = str(error).splitlines()[0][:200]
-    return BaichuanError("The server {server} says: {reason}", server=base, reason=reason)

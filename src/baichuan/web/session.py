@@ -50,7 +50,7 @@ def forget_trouble() -> None:
     st.session_state.trouble = []
 
 
-def succeeds(act: Callable[..., None], *arguments: Any) -> bool:
+def succeeds(act: Callable[..., object], *arguments: Any) -> bool:
     """Do something, and say whether it was done; else the page shows why not.
 
     Streamlit draws the page anew for reasons of its own, when an answer ends, for example; so an
@@ -71,6 +71,9 @@ def current_talk(model: Model) -> Talk:
         named = st.query_params.get("c", "")
         st.session_state.name = named if is_name(named) else new_name()
     talk = talk_named(model, st.session_state.name)
+    if not succeeds(lambda: talk.conversation):  # a file that is damaged; the others are shown
+        talk = talk_named(model, new_name())
+        st.session_state.name = talk.name
     if talk.conversation.messages:
         st.query_params["c"] = talk.name
     else:

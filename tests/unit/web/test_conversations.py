@@ -118,3 +118,33 @@ def test_the_directory_is_the_systems(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setattr("sys.platform", "linux")
     assert data_directory() == tmp_path / "baichuan" / "conversations"
+
+
+def test_what_is_no_file_of_ours_is_skipped(conversations, tmp_path, monkeypatch):
+    good = new_name()
+    conversations.put(good, talk("hello"))
+    strange = {kind: conversations.directory / f"{new_name()}.json" for kind in STRANGE}
+    os.mkfifo(strange["pipe"])
+    strange["directory"].mkdir()
+    strange["device"].symlink_to("/dev/zero")
+    strange["dangling"].symlink_to(tmp_path / "absent")
+    strange["sparse"].touch()
+    os.truncate(strange["sparse"], 100 << 30)
+    strange["nested"].write_text("[" * 100_000)
+    strange["types"].write_text('{"messages": [{"role": {}, "content": []}]}')
+    strange["half"].write_text(r'{"messages": [{"role": "user", "content": "\ud83d"}]}')
+    assert [entry.name for entry in conversations.find()] == [good]
+    for kind, path in strange.items():
+        if kind == "dangling":
+            assert conversations.get(path.stem) == EMPTY
+            continue
+        with pytest.raises(PromptError) as refusal:
+            conversations.get(path.stem)
+        assert len(str(refusal.value)) <= 500
+    strange["dangling"].unlink()
+    # What is wrong is remembered until the file changes.
+    monkeypatch.setattr("baichuan.transcript.read", lambda *_: pytest.fail("read again"))
+    assert [entry.name for entry in conversations.find()] == [good]
+
+
+STRANGE = ("pipe", "directory", "device", "dangling", "sparse", "nested", "types", "half")

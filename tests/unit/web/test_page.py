@@ -81,6 +81,25 @@ def test_what_left_the_context_is_said(page, tmp_path):
     assert re.search(r"context 6\d\d of 1,024 \(6\d%\)", page.chat_message[-1].caption[0].value)
 
 
+def test_a_damaged_conversation_is_a_sentence_beside_the_others(page, tmp_path):
+    good, damaged = ("0" * 16, "f" * 16)
+    directory = tmp_path / "baichuan" / "conversations"
+    directory.mkdir(parents=True)
+    content = {"messages": [{"role": "user", "content": "about herons"}]}
+    (directory / f"{good}.json").write_text(json.dumps(content))
+    (directory / f"{damaged}.json").write_text("{")
+    page.query_params["c"] = damaged
+    page.run()
+    assert not page.exception
+    assert "is no saved conversation" in page.error[0].value.replace("\\", "")
+    assert (directory / f"{damaged}.json").read_text() == "{"
+    buttons(page)["about herons"].click()
+    page.run()
+    assert not page.exception
+    assert texts(page) == [["about herons"]]
+    assert len(page.error) == 0
+
+
 def test_a_message_that_does_not_fit_is_kept_to_be_shortened(page):
     page.run()
     page.chat_input[0].set_value("word " * 3000)
