@@ -20,7 +20,7 @@ from baichuan.kernels.native import bfloat16_is_slow
 from baichuan.language import translate
 from baichuan.model.pretrained import read_config
 from baichuan.model.tokenizer import BaichuanTokenizer
-from baichuan.train import data, deepspeed, model, resume
+from baichuan.train import data, deepspeed, model, pickles, resume
 from baichuan.train.curve import require_picture, write_curve
 from baichuan.train.process import prepare_process
 from baichuan.train.progress import Progress
@@ -42,7 +42,8 @@ def run(recipe: Recipe) -> None:
     recipe = for_this_machine(recipe)
     say = _sayer(recipe.training)
     try:
-        _train(recipe, say)
+        with pickles.restricted(deepspeed=bool(recipe.training.deepspeed)):
+            _train(recipe, say)
     except KeyboardInterrupt:
         # On a terminal, ^C stands behind what was printed last.
         say(("\n" if sys.stderr.isatty() else "") + _stopped(recipe))
