@@ -1,6 +1,8 @@
 """A run that was stopped: what it resumes from, and what is noticed to have changed since."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -12,6 +14,7 @@ from baichuan.errors import CheckpointError, UsageError
 
 pytest.importorskip("datasets")
 
+from baichuan.train import lock
 from baichuan.train.arguments import parse
 from baichuan.train.resume import last_checkpoint
 from baichuan.train.run import run
@@ -215,3 +218,35 @@ def test_code_in_the_best_checkpoint_does_not_run(stopped, tmp_path):
     with pytest.raises(CheckpointError, match=r"adapter_model.bin asks to run"):
         train(stopped, *best_at_end, "--resume_from_checkpoint", "true")
     assert not ran.exists()
+
+
+def test_two_trainings_do_not_share_a_directory(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_PATIENCE", 0.1)
+    out = tmp_path / "out"
+    with lock.alone(out, print), pytest.raises(UsageError, match="Another training is writing to"):
+        train(command)
+    assert not out.exists()  # nothing was trained, so nothing is left
+    out.mkdir()
+    (out / ".lock").touch()  # of a process that was killed
+    (out / ".run.json.0a1b2c3d").touch()
+    train(command)
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def none(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock.FileLock, "acquire", none)
+    with lock.alone(tmp_path / "out", print):
+        assert "start no second training" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_cannot_be_written_is_said_before_anything_is_loaded(command, tmp_path):
+    (tmp_path / "file").touch()
+    model = ["--model_name_or_path", str(tmp_path / "none"), "--output_dir"]
+    with pytest.raises(UsageError, match=r"file/out cannot be written to \(Not a directory\)"):
+        train(command, *model, str(tmp_path / "file" / "out"))
+    with pytest.raises(UsageError, match=r"file cannot be written to \(File exists\)"):
+        train(command, *model, str(tmp_path / "file"))

@@ -22,6 +22,7 @@ from baichuan.files import write_at_one_stroke
 from baichuan.json_files import read_object
 from baichuan.language import phrase, translate
 from baichuan.train import pickles
+from baichuan.train.curve import CURVE
 from baichuan.train.state import STATE, check_state
 from baichuan.train.trainer import UNFINISHED
 from baichuan.weights import read_headers
@@ -278,6 +279,9 @@ def begin(recipe: Recipe, resumed: Path | None, given: Mapping[str, str]) -> Non
     output = Path(recipe.training.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+    for name in (_RUN, *CURVE):  # temporary files of a run that was killed while it wrote them
+        for path in output.glob(f".{name}.*"):
+            path.unlink()
     if recipe.method.overwrite_output_dir and resumed is None:
         for path in output.glob("checkpoint-*"):
             if _NAME.fullmatch(path.name):

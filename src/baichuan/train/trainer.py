@@ -111,12 +111,21 @@ class Careful:
     def save_model(self, output_dir: str | None = None, *given: Any, **named: Any) -> None:
         """Write the weights as the Trainer does, as readable as the umask says.
 
+        The result of a run is written aside and moved to the output directory when it is whole, so
+        that a killed run leaves no temporary file there.
+
         Raises:
             TrainingError: a disk that is full.
         """
+        output = Path(self.args.output_dir)
+        where = Path(output_dir) if output_dir is not None else output / UNFINISHED / "result"
         try:
-            with weights_by_umask(Path(output_dir or self.args.output_dir)):
-                super().save_model(output_dir, *given, **named)  # type: ignore[misc]
+            with weights_by_umask(where):
+                super().save_model(str(where), *given, **named)  # type: ignore[misc]
+            if output_dir is None:
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    _move_content(where, output)
         except (OSError, SafetensorError) as error:
             raise self._unwritable(error) from error
 
@@ -270,6 +279,14 @@ def _all_finite(model: nn.Module) -> bool:
 def _local(parameter: Tensor) -> Tensor:
     data = parameter.detach()
     return data.to_local() if isinstance(data, DTensor) else data
+
+
+def _move_content(written: Path, output: Path) -> None:
+    for file in written.iterdir():
+        if file.is_file():
+            _reach_the_disk(file)
+        file.replace(output / file.name)
+    shutil.rmtree(written.parent)
 
 
 def _reach_the_disk(file: Path) -> None:
