@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.conftest import CreatesFile
 
 pytest.importorskip("datasets")
 
@@ -154,6 +158,40 @@ def zero3(tmp_path):
     path = tmp_path / "zero3.json"
     path.write_text(json.dumps(content))
     return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("way", "files"), [("zero2", "global_step2/*.pt"), ("sharded", "*/.metadata")]
+)
+def test_code_in_what_an_engine_saved_does_not_run(flags, tmp_path, way, files):
+    sharded = tmp_path / "sharded.json"
+    sharded.write_text('{"state_dict_type": "SHARDED_STATE_DICT"}')
+    more = {"sharded": ["--fsdp", "--fsdp_config", str(sharded)], "zero2": WAYS["zero2"][1]}[way]
+    if way == "zero2":
+        pytest.importorskip("deepspeed")
+    flags += ["--finetuning_type", "full", *more, "--save_strategy", "steps", "--save_steps", "2"]
+    out, ran = tmp_path / "out", tmp_path / "ran"
+    whole = train(TWO, flags, out, tmp_path)
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**record, "ended": False}))
+    shutil.rmtree(out / "checkpoint-3")
+    saved = {path: path.read_bytes() for path in (out / "checkpoint-2").glob(files)}
+    assert len(saved) >= 2
+    for path in saved:
+        if way == "zero2":
+            torch.save({"module": CreatesFile(ran)}, path)
+        else:
+            path.write_bytes(pickle.dumps(CreatesFile(ran)))
+    command = [*TWO, *flags, "--output_dir", str(out)]
+    done = subprocess.run(
+        command, env=environment(tmp_path), capture_output=True, text=True, timeout=LIMIT
+    )
+    assert done.returncode != 0 and "asks to run" in done.stderr
+    assert not ran.exists()
+    for path, content in saved.items():
+        path.write_bytes(content)
+    assert train(TWO, flags, out, tmp_path) == pytest.approx(whole, abs=1e-6)
 
 
 @pytest.mark.slow

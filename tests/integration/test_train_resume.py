@@ -1,16 +1,20 @@
 """A run that was stopped: what it resumes from, and what is noticed to have changed since."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
 import torch
+from tests.conftest import CreatesFile
 
 import baichuan
 from baichuan.errors import CheckpointError, UsageError
 
 pytest.importorskip("datasets")
 
+from baichuan.train import lock
 from baichuan.train.arguments import parse
 from baichuan.train.resume import last_checkpoint
 from baichuan.train.run import run
@@ -158,3 +162,91 @@ def test_a_learning_rate_that_the_optimizer_keeps_is_said(stopped, tmp_path, cap
     assert "of a run with other settings (learning_rate: 0.01 → 0.02)" in said
     assert "saved state keeps learning_rate 0.01; the new values have no effect" in said
     assert rates(tmp_path / "out") == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_code_in_a_checkpoint_does_not_run(stopped, tmp_path, name):
+    ran = tmp_path / "ran"
+    torch.save({"state": CreatesFile(ran)}, tmp_path / "out" / "checkpoint-2" / name)
+    with pytest.raises(CheckpointError, match=rf"{name} asks to run _?io.open"):
+        train(stopped)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("optimizer.pt", {"state": {}}),
+        ("scheduler.pt", [1]),
+        ("rng_state.pth", {"python": "?"}),
+    ],
+)
+def test_state_of_another_shape_is_said(stopped, tmp_path, name, content):
+    torch.save(content, tmp_path / "out" / "checkpoint-2" / name)
+    with pytest.raises(CheckpointError, match="checkpoint-2 cannot be resumed from"):
+        train(stopped)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("global_step", "2"),
+        ("global_step", -1),
+        ("log_history", [{"loss": 1.0}]),
+        ("log_history", {}),
+        ("stateful_callbacks", {}),
+        ("best_model_checkpoint", ["x"]),
+        ("planted", 1),
+    ],
+)
+def test_a_state_of_another_shape_is_named(stopped, tmp_path, key, value):
+    file = tmp_path / "out" / "checkpoint-2" / "trainer_state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(CheckpointError, match=rf"trainer_state.json is no state .*: {key}"):
+        train(stopped)
+
+
+def test_code_in_the_best_checkpoint_does_not_run(stopped, tmp_path):
+    """A state names it, wherever it is."""
+    best, ran = tmp_path / "elsewhere", tmp_path / "ran"
+    best.mkdir()
+    torch.save({"state": CreatesFile(ran)}, best / "adapter_model.bin")
+    file = tmp_path / "out" / "checkpoint-2" / "trainer_state.json"
+    state = {**json.loads(file.read_text()), "best_model_checkpoint": str(best)}
+    file.write_text(json.dumps({**state, "best_metric": 0.0}))
+    best_at_end = ["--val_size", "2", "--load_best_model_at_end", "true"]
+    with pytest.raises(CheckpointError, match=r"adapter_model.bin asks to run"):
+        train(stopped, *best_at_end, "--resume_from_checkpoint", "true")
+    assert not ran.exists()
+
+
+def test_two_trainings_do_not_share_a_directory(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_PATIENCE", 0.1)
+    out = tmp_path / "out"
+    with lock.alone(out, print), pytest.raises(UsageError, match="Another training is writing to"):
+        train(command)
+    assert not out.exists()  # nothing was trained, so nothing is left
+    out.mkdir()
+    (out / ".lock").touch()  # of a process that was killed
+    (out / ".run.json.0a1b2c3d").touch()
+    train(command)
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def none(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock.FileLock, "acquire", none)
+    with lock.alone(tmp_path / "out", print):
+        assert "start no second training" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_cannot_be_written_is_said_before_anything_is_loaded(command, tmp_path):
+    (tmp_path / "file").touch()
+    model = ["--model_name_or_path", str(tmp_path / "none"), "--output_dir"]
+    with pytest.raises(UsageError, match=r"file/out cannot be written to \(Not a directory\)"):
+        train(command, *model, str(tmp_path / "file" / "out"))
+    with pytest.raises(UsageError, match=r"file cannot be written to \(File exists\)"):
+        train(command, *model, str(tmp_path / "file"))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NAME = "training_loss"
+#: Files of a curve.
+CURVE = (f"{_NAME}.json", f"{_NAME}.png")
 #: Share of the curve's length that the smoothed line averages over, to each side.
 _WIDTH = 1 / 30
 #: Points from which a curve is smoothed, and points of the smoothed line.

@@ -19,7 +19,11 @@ from typing import TYPE_CHECKING, Any
 from baichuan.digest import checkpoint_digest
 from baichuan.errors import CheckpointError, UsageError
 from baichuan.files import write_at_one_stroke
+from baichuan.json_files import read_object
 from baichuan.language import phrase, translate
+from baichuan.train import pickles
+from baichuan.train.curve import CURVE
+from baichuan.train.state import STATE, check_state
 from baichuan.train.trainer import UNFINISHED
 from baichuan.weights import read_headers
 
@@ -169,7 +173,7 @@ def check_inputs(recipe: Recipe, checkpoint: Path, given: Mapping[str, str]) -> 
             changed=", ".join(changed),
         )
     ]
-    old = earlier["settings"]
+    old = earlier.get("settings", {})
     stay = [f"{name} {old[name]}" for name in _RESTORED if old.get(name, now[name]) != now[name]]
     if stay:
         notices.append(
@@ -192,9 +196,14 @@ def _named(checkpoint: Path) -> Path:
 
 
 def _with_state(checkpoint: Path) -> Path:
-    """Refuse a checkpoint behind which optimizer, schedule or random numbers would begin anew."""
+    """Refuse a checkpoint behind which optimizer, schedule or random numbers would begin anew.
+
+    Or whose files would run code, or are damaged.
+    """
     missing = missing_state(checkpoint)
     if not missing:
+        check_state(checkpoint)
+        pickles.check(checkpoint)
         return checkpoint
     adapter = (checkpoint / "adapter_config.json").exists()
     raise CheckpointError(
@@ -245,7 +254,7 @@ def is_whole(checkpoint: Path) -> bool:
         CheckpointError: a file may not be read, which says nothing about its content.
     """
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+        read_object(checkpoint / STATE)
         for file in checkpoint.rglob("*.safetensors"):
             read_headers(file)
     except (OSError, ValueError) as error:  # CheckpointError is an OSError
@@ -270,6 +279,9 @@ def begin(recipe: Recipe, resumed: Path | None, given: Mapping[str, str]) -> Non
     output = Path(recipe.training.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+    for name in (_RUN, *CURVE):  # temporary files of a run that was killed while it wrote them
+        for path in output.glob(f".{name}.*"):
+            path.unlink()
     if recipe.method.overwrite_output_dir and resumed is None:
         for path in output.glob("checkpoint-*"):
             if _NAME.fullmatch(path.name):
@@ -308,10 +320,11 @@ def _differences(earlier: Mapping[str, Any] | None, now: Mapping[str, Any]) -> l
 
 def _read(output: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads((output / _RUN).read_text("utf-8"))
-    except (OSError, ValueError):
+        content = read_object(output / _RUN)
+    except CheckpointError:
         return None
-    return content if isinstance(content, dict) else None
+    given = (content.get(key, {}) for key in ("settings", "inputs"))
+    return content if all(isinstance(value, dict) for value in given) else None
 
 
 def _write(output: Path, content: Mapping[str, Any]) -> None:

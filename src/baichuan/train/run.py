@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from baichuan.kernels.native import bfloat16_is_slow
 from baichuan.language import translate
 from baichuan.model.pretrained import read_config
 from baichuan.model.tokenizer import BaichuanTokenizer
-from baichuan.train import data, deepspeed, model, resume
+from baichuan.train import data, deepspeed, lock, model, pickles, resume
 from baichuan.train.curve import require_picture, write_curve
 from baichuan.train.process import prepare_process
 from baichuan.train.progress import Progress
@@ -42,11 +43,20 @@ def run(recipe: Recipe) -> None:
     recipe = for_this_machine(recipe)
     say = _sayer(recipe.training)
     try:
-        _train(recipe, say)
+        with pickles.restricted(deepspeed=bool(recipe.training.deepspeed)), _alone(recipe, say):
+            _train(recipe, say)
     except KeyboardInterrupt:
         # On a terminal, ^C stands behind what was printed last.
         say(("\n" if sys.stderr.isatty() else "") + _stopped(recipe))
         raise
+
+
+def _alone(recipe: Recipe, say: Say) -> AbstractContextManager[None]:
+    """Return what keeps other trainings out of the output directory, in the first process."""
+    training = recipe.training
+    if not training.do_train or training.process_index != 0:
+        return nullcontext()
+    return lock.alone(Path(training.output_dir), say)
 
 
 def _train(recipe: Recipe, say: Say) -> None:
@@ -74,7 +84,8 @@ def _train(recipe: Recipe, say: Say) -> None:
     say(_size(trainer))
     if training.do_train:
         if training.should_save:
-            resume.begin(recipe, checkpoint, given)
+            with lock.writing(Path(training.output_dir)):
+                resume.begin(recipe, checkpoint, given)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         _finish(recipe, trainer, say)
     _evaluate(trainer, say)
@@ -237,10 +248,11 @@ def _finish(recipe: Recipe, trainer: Trainer, say: Say) -> None:
     trainer.save_model()
     if not trainer.is_world_process_zero():
         return
-    trainer.save_state()
-    if recipe.method.plot_loss:
-        write_curve(trainer.state.log_history, output, _name(recipe), recipe.method.stage)
-    resume.end(recipe)
+    with lock.writing(output):
+        trainer.save_state()
+        if recipe.method.plot_loss:
+            write_curve(trainer.state.log_history, output, _name(recipe), recipe.method.stage)
+        resume.end(recipe)
     say(translate("written: {directory}", directory=output))
 
 

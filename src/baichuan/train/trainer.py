@@ -9,6 +9,8 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,14 +22,15 @@ from torch.distributed.tensor import DTensor
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from baichuan.errors import TrainingError
+from baichuan.errors import BaichuanError, TrainingError
 from baichuan.files import weights_by_umask
 from baichuan.language import translate
 from baichuan.model.loss import IGNORED
+from baichuan.train import pickles
+from baichuan.train.state import STATE
 
 #: Where a checkpoint grows until it is whole; whatever is in it is of a run that was killed.
 UNFINISHED = ".unfinished"
-_STATE = "trainer_state.json"
 
 
 class Careful:
@@ -53,6 +56,34 @@ class Careful:
             # weights whole and says nothing.
             PartialState().distributed_type = DistributedType.MULTI_GPU
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *given: Any) -> None:
+        with _resuming(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *given)  # type: ignore[misc]
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Prepare as the Trainer does; engines load weights and optimizer here.
+
+        Raises:
+            CheckpointError: files that are not of this training, or that would run code.
+        """
+        with _resuming(resume_from_checkpoint):
+            return super()._prepare_for_training(  # type: ignore[misc]
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _resuming(checkpoint):
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint as the Trainer does; a resumed run was told where it is."""
+        best = self.state.best_model_checkpoint
+        with _resuming(best):
+            pickles.check(Path(best))
+            super()._load_best_model()  # type: ignore[misc]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *given: Any) -> Tensor:
         """Compute a batch's loss and gradients as the Trainer does; count its tokens.
@@ -80,12 +111,21 @@ class Careful:
     def save_model(self, output_dir: str | None = None, *given: Any, **named: Any) -> None:
         """Write the weights as the Trainer does, as readable as the umask says.
 
+        The result of a run is written aside and moved to the output directory when it is whole, so
+        that a killed run leaves no temporary file there.
+
         Raises:
             TrainingError: a disk that is full.
         """
+        output = Path(self.args.output_dir)
+        where = Path(output_dir) if output_dir is not None else output / UNFINISHED / "result"
         try:
-            with weights_by_umask(Path(output_dir or self.args.output_dir)):
-                super().save_model(output_dir, *given, **named)  # type: ignore[misc]
+            with weights_by_umask(where):
+                super().save_model(str(where), *given, **named)  # type: ignore[misc]
+            if output_dir is None:
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    _move_content(where, output)
         except (OSError, SafetensorError) as error:
             raise self._unwritable(error) from error
 
@@ -128,7 +168,7 @@ class Careful:
     def _put_in_place(self, written: Path) -> None:
         output = Path(self.args.output_dir)
         try:
-            self.state.save_to_json(str(written / _STATE))
+            self.state.save_to_json(str(written / STATE))
             for file in written.rglob("*"):
                 if file.is_file():
                     _reach_the_disk(file)
@@ -171,6 +211,19 @@ class Careful:
         if not steps:
             return translate("there is no checkpoint yet, and the model you began with")
         return f"checkpoint-{max(steps)}"
+
+
+@contextmanager
+def _resuming(checkpoint: str | None) -> Iterator[None]:
+    """Say of what fails while a checkpoint is loaded that the checkpoint is the cause."""
+    try:
+        yield
+    except BaichuanError:
+        raise
+    except Exception as error:  # what a file holds is handed on unchecked to torch and DeepSpeed
+        if checkpoint is None:
+            raise
+        raise pickles.refusal(Path(checkpoint), error) from error
 
 
 class FineTuner(Careful, Trainer):  # type: ignore[misc]  # untyped base
@@ -226,6 +279,14 @@ def _all_finite(model: nn.Module) -> bool:
 def _local(parameter: Tensor) -> Tensor:
     data = parameter.detach()
     return data.to_local() if isinstance(data, DTensor) else data
+
+
+def _move_content(written: Path, output: Path) -> None:
+    for file in written.iterdir():
+        if file.is_file():
+            _reach_the_disk(file)
+        file.replace(output / file.name)
+    shutil.rmtree(written.parent)
 
 
 def _reach_the_disk(file: Path) -> None:
