@@ -243,12 +243,12 @@ class Api:
         return body.model or names[0]
 
     def _no_model(self, name: str) -> ApiError:
-        message = translate(
+        sentence = UsageError(
             "There is no model {name!r} here; there are {names}.",
             name=name,
             names=", ".join(self._options.names),
         )
-        return ApiError("no_model", message, "model")
+        return ApiError("no_model", str(sentence), "model")
 
     def _pieces(self, job: Job, request: Request) -> AsyncIterator[Piece]:
         """Have a job done; the work on it stops when the request is over, however it ends."""
