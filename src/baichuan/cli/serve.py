@@ -24,6 +24,7 @@ from baichuan.cli.options import (
 )
 from baichuan.errors import UsageError
 from baichuan.language import translate
+from baichuan.serve.interrupts import deferred_interrupts
 
 _ENGINES = ("baichuan",)
 _KEY_VARIABLE = "BAICHUAN_API_KEY"
@@ -107,9 +108,10 @@ def serve(
         raise UsageError("--drain is {seconds}; allowed is a number of seconds.", seconds=drain)
     guesses = guess_options(speculate, draft)
     try:
-        from baichuan.serve.app import ApiOptions
-        from baichuan.serve.protocol import WorkerOptions
-        from baichuan.serve.run import run_server
+        with deferred_interrupts():  # pydantic makes another error of it
+            from baichuan.serve.app import ApiOptions
+            from baichuan.serve.protocol import WorkerOptions
+            from baichuan.serve.run import run_server
     except ModuleNotFoundError as error:
         raise UsageError(
             "baichuan serve needs {package}: pip install 'baichuan-lm[serve]'", package=error.name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,12 +243,12 @@ class Api:
         return body.model or names[0]
 
     def _no_model(self, name: str) -> ApiError:
-        message = translate(
+        sentence = UsageError(
             "There is no model {name!r} here; there are {names}.",
             name=name,
             names=", ".join(self._options.names),
         )
-        return ApiError("no_model", message, "model")
+        return ApiError("no_model", str(sentence), "model")
 
     def _pieces(self, job: Job, request: Request) -> AsyncIterator[Piece]:
         """Have a job done; the work on it stops when the request is over, however it ends."""
@@ -331,19 +330,10 @@ def _echo(prompt: Prompt, echo: bool) -> str:
 
 
 def make_app(process: ModelProcess, options: ApiOptions) -> FastAPI:
-    """Put routes, guard and documentation together; the app starts and ends the model process."""
+    """Put routes, guard and documentation together."""
     metrics = Metrics()
     api = Api(process, options, metrics)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        process.start()
-        try:
-            yield
-        finally:
-            await process.close()
-
-    app = FastAPI(title="baichuan", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="baichuan", version=__version__)
     # For the documentation; the guard checks it.
     key = [Depends(HTTPBearer(auto_error=False))] if options.api_keys else []
     post, get = app.post, app.get

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from baichuan.errors import BaichuanError
+from baichuan.errors import BaichuanError, UsageError
 from baichuan.language import translate
 from baichuan.serve.protocol import Failure
 from baichuan.serve.responses import Error, ErrorBody
@@ -63,10 +63,7 @@ class ApiError(Exception):
     def __init__(self, kind: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self._kind = _KINDS[kind]
-        # What came as half a character cannot be sent back.
-        printable = message.encode("utf-8", "replace").decode()
-        error = Error(message=printable, type=self._kind.type, param=param, code=self._kind.code)
-        self.body = ErrorBody(error=error)
+        self.body = _body(message, self._kind.type, param, self._kind.code)
 
     @classmethod
     def of(cls, failure: Failure) -> ApiError:
@@ -81,6 +78,24 @@ class ApiError(Exception):
         if self._kind.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body.model_dump(), self._kind.status, headers)
+
+
+def _body(message: str, type_: str, param: str | None = None, code: str | None = None) -> ErrorBody:
+    """Return the body of an error, bounded: names of fields and paths come from the client."""
+    error = Error(
+        message=_cut(message, 500),
+        type=type_,
+        param=_cut(param, 100) if param else None,
+        code=code,
+    )
+    return ErrorBody(error=error)
+
+
+def _cut(text: str, most: int) -> str:
+    """Return a text of bounded length, with nothing that cannot be encoded."""
+    if len(text) > most:
+        text = f"{text[: most // 2]}…{text[1 - most // 2 :]}"
+    return text.encode("utf-8", "replace").decode()
 
 
 def internal_error() -> ApiError:
@@ -114,33 +129,34 @@ def _of_validation(request: Request, error: RequestValidationError) -> ApiError:
     if first["type"] in _UNSUPPORTED or first.get("ctx", {}).get("max_length") == 0:
         return ApiError("invalid", _unsupported(where), where)
     message = f"{where}: {first['msg']}." if where else f"{first['msg']}."
-    return ApiError("invalid", message, where.encode("utf-8", "replace").decode() or None)
+    return ApiError("invalid", message, where)
 
 
 def _unsupported(name: str) -> str:
-    nearest = difflib.get_close_matches(name, _FIELDS, 1, 0.8)
+    nearest = difflib.get_close_matches(name[:100], _FIELDS, 1, 0.8)
     if nearest and nearest[0] != name:
-        return translate(
-            "There is no field {name}; did you mean {nearest}?", name=name, nearest=nearest[0]
+        return str(
+            UsageError(
+                "There is no field {name}; did you mean {nearest}?", name=name, nearest=nearest[0]
+            )
         )
-    return translate(
-        "{name} is not supported and would be without effect; leave it out.", name=name
+    return str(
+        UsageError("{name} is not supported and would be without effect; leave it out.", name=name)
     )
 
 
 def _of_http(request: Request, error: HTTPException) -> JSONResponse:
     """Answer what the framework itself refuses: unknown paths, other methods, unreadable bodies."""
+    path, method = request.url.path, request.method
     if error.status_code == 404:
-        message = translate("There is no {path} here; see /docs.", path=request.url.path)
+        message = str(UsageError("There is no {path} here; see /docs.", path=path))
     elif error.status_code == 405:
-        message = translate(
-            "{path} does not take {method}; see /docs.",
-            path=request.url.path,
-            method=request.method,
+        message = str(
+            UsageError("{path} does not take {method}; see /docs.", path=path, method=method)
         )
     elif error.status_code == 400:
         message = translate("The body is not JSON in UTF-8.")
     else:
         message = f"{error.detail}."
-    body = ErrorBody(error=Error(message=message, type="invalid_request_error"))
+    body = _body(message, "invalid_request_error")
     return JSONResponse(body.model_dump(), error.status_code, error.headers)

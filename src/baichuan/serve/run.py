@@ -41,7 +41,7 @@ def run_server(worker: WorkerOptions, api: ApiOptions, host: str, port: int, dra
     # Whoever knows the address may call by it.
     hosts = [*api.hosts, host, listening.getsockname()[0]]
     app = make_app(process, replace(api, hosts=hosts))
-    server = make_server(app, drain, limited())
+    server = _Server(http_config(app, drain, limited()), process)
     _log.info("%s at http://%s:%d/v1", api.names[0], *listening.getsockname()[:2])
     if not (api.api_keys or _is_loopback(host)):
         _log.warning(
@@ -55,19 +55,41 @@ def run_server(worker: WorkerOptions, api: ApiOptions, host: str, port: int, dra
         raise BaichuanError("The model cannot be served: {reason}", reason=reasons[0])
 
 
-def make_server(app: ASGIApp, drain: float, http: type[HttpConnection]) -> uvicorn.Server:
-    """Return the HTTP server of an app, which speaks by one parser whatever else is installed."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=http,
-            log_config=None,
-            access_log=False,  # the guard writes it
-            server_header=False,
-            ws="none",
-            backlog=BACKLOG,
-            timeout_graceful_shutdown=math.ceil(drain),
-        )
+class _Server(uvicorn.Server):
+    """uvicorn's server, which starts and ends the model process with itself.
+
+    Not by ASGI's lifespan: at a second Ctrl+C uvicorn abandons that, which is then logged as a
+    failure of the app.
+    """
+
+    def __init__(self, config: uvicorn.Config, process: ModelProcess) -> None:
+        super().__init__(config)
+        self._model = process
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and begin to load the model."""
+        self._model.start()
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let answers end, then the model process."""
+        await super().shutdown(sockets)
+        if not self.force_exit:
+            await self._model.close()
+
+
+def http_config(app: ASGIApp, drain: float, http: type[HttpConnection]) -> uvicorn.Config:
+    """Return how HTTP is spoken: by one parser, whatever else is installed."""
+    return uvicorn.Config(
+        app,
+        http=http,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,  # the guard writes it
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=math.ceil(drain),
     )
 
 

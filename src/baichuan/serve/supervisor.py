@@ -10,14 +10,17 @@ import asyncio
 import itertools
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from threading import Thread
 from typing import Any
 
 from baichuan.language import translate
+from baichuan.serve.interrupts import deferred_interrupts
 from baichuan.serve.protocol import (
     Call,
     Cancel,
@@ -168,15 +171,27 @@ def _spawn(options: WorkerOptions) -> tuple[Any, Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, options), name="model", daemon=True)
-    process.start()
+    # Ctrl+C goes to both processes and is for this one. (Starting the tracker would unblock it.)
+    resource_tracker.ensure_running()
+    with deferred_interrupts():
+        process.start()
     theirs.close()
     return process, ours
 
 
 def _work(connection: Connection, options: WorkerOptions) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
     from baichuan.serve.worker import main  # torch, in the model process only
 
     main(connection, options)
+
+
+def _end_with_parent() -> None:
+    """End with the HTTP process if that is killed, whatever is being loaded or computed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _end(process: Any, patience: float) -> None:

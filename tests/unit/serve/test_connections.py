@@ -8,10 +8,11 @@ import socket
 from contextlib import asynccontextmanager
 
 import pytest
+import uvicorn
 
 from baichuan.serve.connections import limited
 from baichuan.serve.logs import OncePerSecond
-from baichuan.serve.run import listen, make_server
+from baichuan.serve.run import http_config, listen
 
 REQUEST = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -23,8 +24,6 @@ class App:
         self.go = asyncio.Event()
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return
         if scope["path"] == "/slow":
             await self.go.wait()
         body = b"x" * (1 << 25 if scope["path"] == "/large" else 2)
@@ -38,7 +37,7 @@ async def serving(most=None, headers=60.0, reading=60.0):
     """Serve; yields the app, the server, and a function that connects and sends."""
     app, protocol = App(), limited(most)
     protocol.seconds_for_headers, protocol.seconds_for_reading = headers, reading
-    server = make_server(app, 0, protocol)
+    server = uvicorn.Server(http_config(app, 0, protocol))
     listening = listen("127.0.0.1", 0)
     address = listening.getsockname()
     task = asyncio.create_task(server.serve(sockets=[listening]))
