@@ -1,27 +1,27 @@
 """Reading weight files: every published layout as one lazy table of named tensors.
 
-Knows safetensors, PyTorch's pickles and shard indices; knows no network. Nothing is read but
+The layouts are safetensors, PyTorch's pickles, and shards with an index. Nothing is read but
 headers until a tensor is asked for, so the peak memory of a pass over all tensors is one tensor
 (one file for pickles in the format before torch 1.6, which cannot be mapped). Pickles are opened
-with `weights_only=True` alone: a file that would run code is refused.
+with `weights_only=True` alone: a file that would run code is refused, and so is one whose tensors
+or records are larger than the bytes that it has for them.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from baichuan.errors import CheckpointError
-from baichuan.files import read_text
+from baichuan.json_files import read_json
 
 #: In the order of preference: one file, or an index that names the shards.
 _LAYOUTS = (
@@ -30,6 +30,10 @@ _LAYOUTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+#: Tensors in a file; the 13B has 283.
+_MOST_TENSORS = 1 << 16
+#: Bytes of tensors that one mapping of a file serves, unless one tensor alone has more.
+_MAPPED = 1 << 26
 #: How a file begins that git stores in place of a large one.
 _POINTER = b"version https://git-lfs"
 #: What torch says of a pickle that asks for a class or function which is no part of a tensor.
@@ -155,7 +159,7 @@ def _locate(
         return [directory / layout], {}
     promised = _read_index(directory / layout)
     shards = sorted(set(promised.values()))
-    missing = [name for name in shards if not (directory / name).is_file()]
+    missing = [name for name in shards if not _is_file(directory / name)]
     if missing:
         raise CheckpointError(
             "{directory} lacks {count} of {total} shards that {index} names: {names}. Fetch them.",
@@ -178,19 +182,19 @@ def _read_index(path: Path) -> dict[str, str]:
     """Read which tensor is in which shard, and let no shard lie outside the directory."""
     try:
         _check_pointer(path)
-        promised = json.loads(read_text(path))["weight_map"]
-        shards = {os.fspath(name) for name in promised.values()}
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError.unreadable(path, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    content = read_json(path)
+    promised = content.get("weight_map") if isinstance(content, dict) else None
+    if not _is_strings(promised):
         raise CheckpointError(
-            "{path} is not an index of shards ({reason!r}): fetch the file again.",
+            "{path} is not an index of shards: it has no weight_map from the names of tensors to "
+            "those of files. Fetch the file again.",
             path=path,
-            reason=error,
-        ) from error
-    outside = sorted(name for name in shards if Path(name).name != name)
+        )
+    outside = sorted({name for name in promised.values() if Path(name).name != name})
     if outside:
         raise CheckpointError(
             "{path} is refused: it names files elsewhere ({names}). "
@@ -199,6 +203,18 @@ def _read_index(path: Path) -> dict[str, str]:
             names=", ".join(outside[:3]),
         )
     return dict(promised)
+
+
+def _is_strings(value: object) -> TypeGuard[dict[str, str]]:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value.values())
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file; a name that is too long for a file system is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _check_pointer(path: Path) -> None:
@@ -254,39 +270,101 @@ def read_headers(path: Path) -> dict[str, Tensor]:
     with _explained(path):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:  # its tensors are mapped, not read
-                return {name: file.get_tensor(name).to("meta") for name in file.keys()}  # noqa: SIM118
+                names = file.keys()
+                _check_count(path, len(names))
+                return {name: file.get_tensor(name).to("meta") for name in names}
         return {name: tensor.to("meta") for name, tensor in _unpickle(path).items()}
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Give (name, tensor) of one weight file, memory-mapped.
+    """Yield (name, tensor) of one weight file, memory-mapped.
 
-    The file is mapped anew for each tensor, for what was read of a mapping counts as this process's
-    memory until the mapping is gone.
+    The file is mapped anew for each batch of tensors, for what was read of a mapping counts as this
+    process's memory until the mapping is gone.
     """
     with _explained(path):
         if path.suffix == ".safetensors":
-            for name in read_headers(path):
+            for names in _batches(read_headers(path)):
                 with safe_open(path, framework="pt") as file:
-                    yield name, file.get_tensor(name)
+                    yield from ((name, file.get_tensor(name)) for name in names)
         elif zipfile.is_zipfile(path):
-            for name in read_headers(path):
-                yield name, _unpickle(path)[name]
+            for names in _batches(read_headers(path)):
+                state = _unpickle(path)
+                yield from ((name, state[name]) for name in names)
         else:  # the format of torch < 1.6 cannot be mapped
             yield from _unpickle(path).items()
+
+
+def _batches(headers: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Group names of tensors, in their order, into batches of up to `_MAPPED` bytes."""
+    batch: list[str] = []
+    size = 0
+    for name, header in headers.items():
+        if batch and size + header.nbytes > _MAPPED:
+            yield batch
+            batch, size = [], 0
+        batch.append(name)
+        size += header.nbytes
+    if batch:
+        yield batch
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
     """Map a PyTorch state dict; mmap keeps the data on disk."""
     # Files of torch < 1.6 are no zip archives and cannot be mapped.
     mapped = zipfile.is_zipfile(path)
+    if mapped:
+        _check_records(path)
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(state, dict):
         raise _no_table(path, type(state).__name__)
+    _check_count(path, len(state))
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise _no_table(path, f"{name!r}: {type(tensor).__name__}")
+        _check_storage(path, name, tensor)
     return state
+
+
+def _check_records(path: Path) -> None:
+    """Refuse a compressed archive, which torch never writes: a megabyte may hold gigabytes."""
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise CheckpointError(
+                "{path} is refused: it is a compressed archive, and torch.save writes none. Ask "
+                "for the weights as safetensors.",
+                path=path,
+            )
+
+
+def _check_count(path: Path, count: int) -> None:
+    if count > _MOST_TENSORS:
+        raise CheckpointError(
+            "{path} is refused: it holds {count:,} tensors; allowed are {most:,}. Fetch the file "
+            "again.",
+            path=path,
+            count=count,
+            most=_MOST_TENSORS,
+        )
+
+
+def _check_storage(path: Path, name: str, tensor: Tensor) -> None:
+    """Refuse what a pickle can describe and no weight is, such as a tensor without its bytes."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if plain and not (tensor.is_quantized or tensor.is_complex()):
+        held = tensor.untyped_storage().nbytes()
+        if tensor.nbytes <= held:
+            return
+        found = f"{list(tensor.shape)} {tensor.dtype} in {held:,} bytes"
+    else:
+        found = f"{tensor.dtype}, {tensor.layout}, {tensor.device.type}"
+    raise CheckpointError(
+        "{path} is refused: {name} is no tensor of weights ({found}). Ask for the weights as "
+        "safetensors.",
+        path=path,
+        name=name,
+        found=found,
+    )
 
 
 def _no_table(path: Path, found: str) -> CheckpointError:

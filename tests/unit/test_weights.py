@@ -5,12 +5,14 @@ import json
 import pickle
 import random
 import tarfile
+import zipfile
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from tests.conftest import CreatesFile
 
+from baichuan import weights
 from baichuan.errors import CheckpointError
 from baichuan.weights import WeightFiles, read_headers, read_tensors
 
@@ -143,6 +145,56 @@ def test_pickle_of_something_else(tmp_path, content, found):
         WeightFiles(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("tensor", "found"),
+    [
+        (torch.zeros(1).expand(1 << 40), r"\[1099511627776\] torch.float32 in 4 bytes"),
+        (torch.eye(3).to_sparse(), "torch.float32, torch.sparse_coo, cpu"),
+        (torch.empty(1 << 40, device="meta"), "torch.float32, torch.strided, meta"),
+        (torch.ones(2, dtype=torch.complex64), "torch.complex64"),
+    ],
+)
+def test_pickle_of_tensors_that_are_no_weights(tmp_path, tensor, found):
+    torch.save({"a": tensor}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=rf"is refused: a is no tensor of weights \({found}"):
+        WeightFiles(tmp_path)
+
+
+def test_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    path = write(tmp_path / "pytorch_model.bin", TENSORS, "zip")
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is refused: it is a compressed"):
+        WeightFiles(tmp_path)
+
+
+def test_a_file_is_opened_once_for_many_small_tensors(tmp_path, layout, monkeypatch):
+    tensors, opened = {f"{i:03}": torch.tensor([float(i)]) for i in range(100)}, []
+
+    def counted(open_it):
+        def opening(*args, **kwargs):
+            opened.append(args)
+            return open_it(*args, **kwargs)
+
+        return opening
+
+    path = write(
+        tmp_path / ("x.safetensors" if layout == "safetensors" else "x.bin"), tensors, layout
+    )
+    monkeypatch.setattr(weights, "safe_open", counted(weights.safe_open))
+    monkeypatch.setattr(torch, "load", counted(torch.load))
+    same(dict(read_tensors(path)), tensors)
+    assert len(opened) <= 2  # for the headers, and for the data
+    monkeypatch.setattr(weights, "_MAPPED", 40)
+    same(dict(read_tensors(path)), tensors)
+    monkeypatch.setattr(weights, "_MOST_TENSORS", 99)
+    with pytest.raises(CheckpointError, match="it holds 100 tensors; allowed are 99"):
+        read_headers(path)
+
+
 def test_archive_of_the_oldest_format_is_refused(tmp_path):
     target = tmp_path / "ran"
     with tarfile.open(tmp_path / "pytorch_model.bin", "w") as archive:
@@ -178,7 +230,7 @@ def test_no_weights(tmp_path):
 )
 def test_index_that_is_none(tmp_path, text):
     (tmp_path / "pytorch_model.bin.index.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"index\.json is (not an index|a git-lfs)"):
+    with pytest.raises(CheckpointError, match=r"index\.json is (not an index|not JSON|a git-lfs)"):
         WeightFiles(tmp_path)
 
 
@@ -200,6 +252,13 @@ def test_missing_shards_are_named(tmp_path, layout):
     for name in names[1:]:
         (tmp_path / name).unlink()
     with pytest.raises(CheckpointError, match=f"lacks 2 of 3 shards.*{names[1]}, {names[2]}"):
+        WeightFiles(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x\0", "", "."])
+def test_shards_whose_names_no_file_can_have(tmp_path, name):
+    shard(tmp_path, "zip", [TENSORS], {"a": name})
+    with pytest.raises(CheckpointError, match=r"lacks 1 of 1 shards|names files elsewhere"):
         WeightFiles(tmp_path)
 
 
