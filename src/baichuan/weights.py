@@ -190,7 +190,10 @@ def _read_index(path: Path) -> dict[str, str]:
             path=path,
             reason=error,
         ) from error
-    outside = sorted(name for name in shards if Path(name).name != name)
+    # A name of more than 255 bytes is none of a file, either.
+    outside = sorted(
+        n for n in shards if Path(n).name != n or len(n.encode("utf-8", "surrogatepass")) > 255
+    )
     if outside:
         raise CheckpointError(
             "{path} is refused: it names files elsewhere ({names}). "
