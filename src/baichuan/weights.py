@@ -194,7 +194,14 @@ def _read_index(path: Path) -> dict[str, str]:
             "those of files. Fetch the file again.",
             path=path,
         )
-    outside = sorted({name for name in promised.values() if Path(name).name != name})
+    # A name of more than 255 bytes is none of a file, either.
+    outside = sorted(
+        {
+            name
+            for name in promised.values()
+            if Path(name).name != name or len(name.encode("utf-8", "surrogatepass")) > 255
+        }
+    )
     if outside:
         raise CheckpointError(
             "{path} is refused: it names files elsewhere ({names}). "

@@ -77,7 +77,7 @@ def test_configurations(files, fuzz_cases):
         try:
             config = rng.choice((read_config, BaichuanConfig.from_pretrained))(files)
             read_generation_config(config, files)
-            if rng.random() < 0.2:
+            if rng.random() < 0.2 and name == "generation_config.json":
                 AutoConfig.from_pretrained(files)
         finally:
             (files / name).write_bytes(ORIGINALS[files, name])
@@ -95,7 +95,7 @@ def test_tokenizers(files, fuzz_cases):
             tokenizer = BaichuanTokenizer.from_pretrained(files)
             assert tokenizer.sp_model_kwargs == {}
             tokenizer.decode(tokenizer("你好 </s> <a>")["input_ids"])
-            if rng.random() < 0.2:
+            if rng.random() < 0.2 and name != "tokenizer_config.json":  # it may name another class
                 AutoTokenizer.from_pretrained(files)
         finally:
             (files / name).write_bytes(ORIGINALS[files, name])

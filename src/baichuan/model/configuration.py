@@ -1,4 +1,4 @@
-"""The shape of a Baichuan-1 network: both families, their presets. Knows no tensor and no file.
+"""The shape of a Baichuan-1 network: both families, their presets. Knows no tensor.
 
 Source of the fields and numbers: the published `config.json` of Baichuan-13B-Chat and the class
 defaults of Baichuan-7B. Both call themselves `"model_type": "baichuan"`; what tells them apart is
@@ -8,9 +8,11 @@ the capital C of the 7B's architecture name and its `max_position_embeddings`.
 # No `from __future__ import annotations`: `strict` checks field types only if they are not strings.
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
@@ -46,6 +48,11 @@ _ROPE = Kind(
     ),
     phrase("an object with rope_type, a text, and rope_theta, a number"),
 )
+_NAMED_DTYPE = one_of("float32", "bfloat16", "float16", "float64")
+#: In a file it is a name; `from_dict` is also given torch's own.
+_DTYPE = replace(
+    _NAMED_DTYPE, holds=lambda value: isinstance(value, torch.dtype) or _NAMED_DTYPE.holds(value)
+)
 _LENGTH = optional(whole(1, 1 << 24))
 #: What is read of a config.json, with the largest values that any published network comes near.
 #: Whatever else it has, no part of transformers gets to see.
@@ -54,8 +61,8 @@ _FIELDS = {
     "architectures": optional(list_of(text(200), 100)),
     "transformers_version": optional(text(100)),
     "tokenizer_class": optional(text(200)),
-    "dtype": optional(one_of("float32", "bfloat16", "float16", "float64")),
-    "torch_dtype": optional(one_of("float32", "bfloat16", "float16", "float64")),
+    "dtype": optional(_DTYPE),
+    "torch_dtype": optional(_DTYPE),
     "vocab_size": whole(1, 1 << 24),
     "hidden_size": whole(1, 1 << 17),
     "intermediate_size": whole(1, 1 << 20),

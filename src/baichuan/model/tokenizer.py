@@ -20,7 +20,7 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from baichuan.errors import TokenizerError
 from baichuan.json_files import read_object
 from baichuan.model.prompt import Form, assistant_mask, encode_chat
-from baichuan.model.tokenizer_files import CONFIG, check_vocabulary, read_settings
+from baichuan.model.tokenizer_files import CONFIG, FILES, check_vocabulary, read_settings
 
 
 class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped base
@@ -97,11 +97,8 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped 
     ) -> Any:
         """Build a tokenizer of its files (transformers calls this to load)."""
         settings = read_settings(resolved_vocab_files, kw)
-        files = {
-            key: path
-            for key, path in resolved_vocab_files.items()
-            if key not in ("tokenizer_config_file", "special_tokens_map_file")
-        }
+        # Of tokenizer.json, transformers would take that `add_bos_token` is not to be read.
+        files = {name: path for name, path in resolved_vocab_files.items() if name not in FILES}
         return super()._from_pretrained(files, name, settings, *args, **kw)
 
     def get_vocab(self) -> dict[str, int]:
@@ -201,8 +198,8 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # untyped 
         self, token_ids_0: list[Any], token_ids_1: list[Any] | None = None
     ) -> list[Any]:
         """Put `<s>` and `</s>` around each sequence, as `add_bos_token`, `add_eos_token` say."""
-        bos = [self.bos_token_id] if self.add_bos_token else []
-        eos = [self.eos_token_id] if self.add_eos_token else []
+        bos = [self.bos_token_id] if self.add_bos_token and self.bos_token else []
+        eos = [self.eos_token_id] if self.add_eos_token and self.eos_token else []
         second = [] if token_ids_1 is None else bos + token_ids_1 + eos
         return bos + token_ids_0 + eos + second
 

@@ -30,7 +30,14 @@ from baichuan.json_fields import (
 )
 from baichuan.json_files import read_object
 
-CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+CONFIG = "tokenizer_config.json"
+#: transformers' names of what is read here.
+FILES = (
+    "tokenizer_config_file",
+    "special_tokens_map_file",
+    "added_tokens_file",
+    "tokenizer_file",
+)
 #: Bytes of a tokenizer.model; the published ones have about a million.
 _MOST_BYTES = 1 << 27
 
@@ -73,6 +80,15 @@ _FIELDS: dict[str, Kind] = {
 }
 
 
+_INDEX = whole(0, 1 << 24)
+_BY_TEXT = {"added_tokens": object_of(_CONTENT, _INDEX, 10_000)}
+_WITH_ID = {
+    "added_tokens": list_of(
+        object_with({"id": _INDEX, "content": _CONTENT, **_FLAGS}, "id", "content"), 10_000
+    )
+}
+
+
 def read_settings(files: Mapping[str, str | None], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the constructor that a tokenizer's files hold.
 
@@ -89,22 +105,35 @@ def read_settings(files: Mapping[str, str | None], given: Mapping[str, Any]) -> 
     special = _tokens(_read(files.get("special_tokens_map_file"), _SPECIAL), special=True)
     if "added_tokens_decoder" not in settings:  # else it was saved later, and has them all
         settings |= {name: value for name, value in special.items() if not given.get(name)}
-    if path := files.get("added_tokens_file"):
-        content = read_object(Path(path), TokenizerError)
-        read_fields(
-            {"added_tokens": content},
-            {"added_tokens": object_of(_CONTENT, whole(0, 1 << 24), 10_000)},
-            path,
-            TokenizerError,
-        )
-    if path := files.get("tokenizer_file"):
-        token = object_with(
-            {"id": whole(0, 1 << 24), "content": _CONTENT, **_FLAGS}, "id", "content"
-        )
-        content = read_object(Path(path), TokenizerError)
-        table = {"added_tokens": list_of(token, 10_000)}
-        read_fields({"added_tokens": None, **content}, table, path, TokenizerError)
+        if added := _added_tokens(files, settings):
+            settings["added_tokens_decoder"] = added
     return settings
+
+
+def _added_tokens(
+    files: Mapping[str, str | None], settings: Mapping[str, Any]
+) -> dict[int, AddedToken]:
+    """Return the tokens, by id, of the files that held them before tokenizer_config.json did."""
+    added = {}
+    special = {str(settings.get(name)) for name in _SPECIAL if name.endswith("_token")}
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        tokens = settings.get(name) or ()
+        special |= set(map(str, tokens.values() if isinstance(tokens, dict) else tokens))
+    if path := files.get("added_tokens_file"):
+        content = {"added_tokens": read_object(Path(path), TokenizerError)}
+        for text_, i in read_fields(content, _BY_TEXT, path, TokenizerError)[
+            "added_tokens"
+        ].items():
+            flag = text_ in special
+            added[i] = AddedToken(
+                text_, lstrip=False, rstrip=False, normalized=not flag, special=flag
+            )
+    if path := files.get("tokenizer_file"):
+        whole_file: dict[str, Any] = {"added_tokens": None}
+        whole_file |= read_object(Path(path), TokenizerError)
+        for token in read_fields(whole_file, _WITH_ID, path, TokenizerError)["added_tokens"]:
+            added[token["id"]] = _tokens({k: v for k, v in token.items() if k != "id"})
+    return added
 
 
 def _read(path: str | None, table: Mapping[str, Kind]) -> dict[str, Any]:

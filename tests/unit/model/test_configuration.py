@@ -243,6 +243,11 @@ def test_the_base_of_rope_may_stand_among_its_parameters():
     assert BaichuanConfig.from_dict({**PUBLISHED_7B, "rope_parameters": given}).rope_theta == 1e5
 
 
+def test_a_configuration_as_a_dictionary_may_hold_torchs_dtype():
+    given = {**PUBLISHED_13B, "torch_dtype": torch.float16}
+    assert BaichuanConfig.from_dict(given).dtype == torch.float16
+
+
 def test_unknown_preset_names_the_known_ones():
     with pytest.raises(UsageError, match="13b, 7b, demo"):
         BaichuanConfig.preset("13B")

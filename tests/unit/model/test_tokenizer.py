@@ -557,17 +557,36 @@ def test_a_vocabulary_without_end_is_refused_before_it_is_read(tmp_path) -> None
         BaichuanTokenizer.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tokenizer_config", "added_tokens"])
 @pytest.mark.parametrize("load", [BaichuanTokenizer.from_pretrained, AutoTokenizer.from_pretrained])
-def test_a_byte_order_mark_is_named(tmp_path, load, name) -> None:
-    """transformers reads these files itself."""
-    content = (
-        b"\xef\xbb\xbf" + json.dumps(PUBLISHED if "config" in name else {"<x>": 70_000}).encode()
-    )
-    unsaved = {key: value for key, value in PUBLISHED.items() if key != "added_tokens_decoder"}
-    beside(
-        tmp_path,
-        **{"tokenizer_config": unsaved, "config": {"model_type": "baichuan"}, name: content},
-    )
+def test_a_byte_order_mark_is_named(tmp_path, load) -> None:
+    """transformers reads this file itself, too."""
+    content = b"\xef\xbb\xbf" + json.dumps(PUBLISHED).encode()
+    beside(tmp_path, tokenizer_config=content, config={"model_type": "baichuan"})
     with pytest.raises(TokenizerError, match="without a byte order mark"):
         load(tmp_path)
+
+
+def test_tokens_of_older_files_are_added_and_the_flags_stay(tmp_path, small) -> None:
+    unsaved = {key: value for key, value in PUBLISHED.items() if key != "added_tokens_decoder"}
+    tokens = [{"id": len(small) + 1, "content": "<far>", "special": True}]
+    beside(
+        tmp_path,
+        tokenizer_config=unsaved,
+        added_tokens={"<near>": len(small)},
+        tokenizer={"added_tokens": tokens, "model": {"type": "BPE"}},
+    )
+    tokenizer = BaichuanTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("hello<near><far>")["input_ids"] == [
+        *small("hello")["input_ids"],
+        len(small),
+        len(small) + 1,
+    ]
+    assert tokenizer.add_bos_token is small.add_bos_token
+
+
+def test_a_token_that_there_is_not_is_not_put_around_a_text(tmp_path, small) -> None:
+    nothing = {"bos_token": None, "eos_token": None, "add_bos_token": True, "add_eos_token": True}
+    tokenizer = BaichuanTokenizer.from_pretrained(
+        beside(tmp_path, tokenizer_config={**PUBLISHED, **nothing})
+    )
+    assert tokenizer("hello")["input_ids"] == small("hello", add_special_tokens=False)["input_ids"]
