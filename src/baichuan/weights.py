@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -254,7 +255,7 @@ def read_headers(path: Path) -> dict[str, Tensor]:
     with _explained(path):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:  # its tensors are mapped, not read
-                return {name: file.get_tensor(name).to("meta") for name in file.keys()}  # noqa: SIM118
+                return {name: _mapped(file, name).to("meta") for name in file.keys()}  # noqa: SIM118
         return {name: tensor.to("meta") for name, tensor in _unpickle(path).items()}
 
 
@@ -268,12 +269,24 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         if path.suffix == ".safetensors":
             for name in read_headers(path):
                 with safe_open(path, framework="pt") as file:
-                    yield name, file.get_tensor(name)
+                    yield name, _mapped(file, name)
         elif zipfile.is_zipfile(path):
             for name in read_headers(path):
                 yield name, _unpickle(path)[name]
         else:  # the format of torch < 1.6 cannot be mapped
             yield from _unpickle(path).items()
+
+
+def _mapped(file: Any, name: str) -> Tensor:
+    """Return a tensor of an open safetensors file."""
+    try:
+        tensor: Tensor = file.get_tensor(name)
+    except (TypeError, ValueError) as error:
+        if "determine the shape" not in str(error):
+            raise
+        # torch has swallowed Ctrl+C: it takes what is raised within a storage for a missing method.
+        raise KeyboardInterrupt from error
+    return tensor
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
