@@ -32,8 +32,8 @@ DOORS = {
     "quantize": "command('quantize', '{given}/tiny', 'target', '--bits', '4')",
     "quantize calibrated": "command('quantize', '{given}/tiny', 'target', '--calibrate', '--text',"
     " '{given}/text')",
-    "quantize budget": "command('quantize', '{given}/tiny', 'target', '--budget', '1.2MB', '--text',"
-    " '{given}/text')",
+    "quantize budget": "command('quantize', '{given}/tiny', 'target', '--budget', '1.2MB',"
+    " '--text', '{given}/text')",
     "merge": "command('merge', '{given}/adapter', 'target', '-m', '{given}/tiny')",
     "to gguf": "command('convert', '{given}/tiny', 'target.gguf')",
     "from gguf": "command('convert', '{given}/tiny.gguf', 'target')",
