@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import safe_open
@@ -279,7 +279,7 @@ def read_headers(path: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:  # its tensors are mapped, not read
                 names = file.keys()
                 _check_count(path, len(names))
-                return {name: file.get_tensor(name).to("meta") for name in names}
+                return {name: _mapped(file, name).to("meta") for name in names}
         return {name: tensor.to("meta") for name, tensor in _unpickle(path).items()}
 
 
@@ -293,7 +293,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         if path.suffix == ".safetensors":
             for names in _batches(read_headers(path)):
                 with safe_open(path, framework="pt") as file:
-                    yield from ((name, file.get_tensor(name)) for name in names)
+                    yield from ((name, _mapped(file, name)) for name in names)
         elif zipfile.is_zipfile(path):
             for names in _batches(read_headers(path)):
                 state = _unpickle(path)
@@ -314,6 +314,18 @@ def _batches(headers: Mapping[str, Tensor]) -> Iterator[list[str]]:
         size += header.nbytes
     if batch:
         yield batch
+
+
+def _mapped(file: Any, name: str) -> Tensor:
+    """Return a tensor of an open safetensors file."""
+    try:
+        tensor: Tensor = file.get_tensor(name)
+    except (TypeError, ValueError) as error:
+        if "determine the shape" not in str(error):
+            raise
+        # torch has swallowed Ctrl+C: it takes what is raised within a storage for a missing method.
+        raise KeyboardInterrupt from error
+    return tensor
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:

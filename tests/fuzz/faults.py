@@ -53,8 +53,11 @@ class Faults:
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         code = json.loads(self._process.stdout.readline())
-        said, _, operations = self._log.read_text("utf-8", "replace").rpartition("\n")
-        return Ended(code, said, int(operations)) if operations else Ended(code, said, -1)
+        said = self._log.read_text("utf-8", "replace")
+        if code < 0:
+            return Ended(code, said, at)
+        said, _, operations = said.rpartition("\n")
+        return Ended(code, said, int(operations))
 
     def close(self) -> None:
         self._process.stdin.close()
@@ -86,6 +89,10 @@ def _serve(log: str) -> None:
 
 def _run(job: dict[str, Any], log: str, library: Any) -> None:
     """Run a door in this process, and end it."""
+    from safetensors import SafetensorError
+
+    from baichuan.errors import BaichuanError
+
     signal.alarm(120)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     for stream in (1, 2):
@@ -97,6 +104,9 @@ def _run(job: dict[str, Any], log: str, library: Any) -> None:
         exec(job["door"], {"command": _command})
     except SystemExit as ended:
         code = ended.code or 0
+    except (BaichuanError, OSError, SafetensorError) as error:  # of a function
+        print(error)
+        code = 2
     except BaseException:
         traceback.print_exc()
         code = 70
@@ -114,7 +124,11 @@ def _command(*arguments: str) -> None:
     from baichuan.cli.main import main
 
     sys.argv = ["baichuan", *arguments]
-    main()
+    try:
+        main()
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(70) from None
 
 
 if __name__ == "__main__":

@@ -30,10 +30,10 @@ STRANGERS = ("target.txt", ".target.note", "out.json.partial-notes", "out.json.p
 #: What is run, with the directory of what it reads as {given}.
 DOORS = {
     "quantize": "command('quantize', '{given}/tiny', 'target', '--bits', '4')",
-    "quantize calibrated": "command('quantize', '{given}/tiny', 'target', '--calibrate', '--texts',"
+    "quantize calibrated": "command('quantize', '{given}/tiny', 'target', '--calibrate', '--text',"
     " '{given}/text')",
-    "quantize budget": "command('quantize', '{given}/tiny', 'target', '--budget', '75K', '--texts',"
-    " '{given}/text')",
+    "quantize budget": "command('quantize', '{given}/tiny', 'target', '--budget', '1.2MB',"
+    " '--text', '{given}/text')",
     "merge": "command('merge', '{given}/adapter', 'target', '-m', '{given}/tiny')",
     "to gguf": "command('convert', '{given}/tiny', 'target.gguf')",
     "from gguf": "command('convert', '{given}/tiny.gguf', 'target')",
@@ -42,8 +42,6 @@ DOORS = {
     "eval": "command('eval', 'cmmlu', '-m', '{given}/tiny', '--data', '{given}/data', '--subjects',"
     " 'arts', '--out', 'out.json', '--plot', 'out.svg', '--shots', '0')",
     "eval perplexity": "command('eval', 'perplexity', '{given}/text', '-m', '{given}/tiny',"
-    " '--json', 'out.json')",
-    "eval kl": "command('eval', 'kl', '{given}/tiny', '{given}/tiny', '{given}/text',"
     " '--json', 'out.json')",
     "eval compare": "command('eval', 'compare', '{given}/result.json', '{given}/result.json',"
     " '--json', 'out.json', '--plot', 'out.pdf')",

@@ -1,11 +1,13 @@
 """Files are written whole or not at all, and as readable as was asked for."""
 
+import fcntl
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from baichuan.files import read_text, write_at_one_stroke
+from baichuan.files import read_text, weights_by_umask, write_at_one_stroke
 
 
 def test_whole(tmp_path):
@@ -48,3 +50,44 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     ):
         (tmp_path / "f").write_bytes(content)
         assert read_text(tmp_path / "f") == text
+
+
+def test_what_a_killed_process_left_is_removed_and_what_lives_is_not(tmp_path):
+    for name in (".f.0123abcd", ".f.0123abcg", ".g.0123abcd", ".f.0123abcd.txt"):
+        (tmp_path / name).touch()
+    with (tmp_path / ".f.89abcdef").open("wb") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        write_at_one_stroke(tmp_path / "f", b"one")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"f", ".f.0123abcg", ".g.0123abcd", ".f.0123abcd.txt", ".f.89abcdef"}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_symbolic_link_stays_one(tmp_path, there):
+    (tmp_path / "d").mkdir()
+    if there:
+        (tmp_path / "d" / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("d/file")
+    write_at_one_stroke(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "d" / "file").read_bytes() == b"new"
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as threads:
+        read = threads.submit((tmp_path / "pipe").read_bytes)
+        write_at_one_stroke(tmp_path / "pipe", b"content")
+        assert read.result() == b"content"
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_stale_safetensors_are_removed_unless_someone_saves(tmp_path):
+    header = (2).to_bytes(8, "little") + b"{}"
+    (tmp_path / ".tmpAb12Cd").write_bytes(header)
+    (tmp_path / ".tmpAb12Ce").write_text("notes of someone else")
+    with weights_by_umask(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".tmpAb12Ce"]
+        (tmp_path / ".tmpAb12Cf").write_bytes(header)
+        with weights_by_umask(tmp_path):
+            assert (tmp_path / ".tmpAb12Cf").exists()

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import random
+import sys
 import tarfile
 import zipfile
 
@@ -274,3 +275,29 @@ def test_held_twice(tmp_path, layout):
     first, second = shard(tmp_path, layout, [TENSORS, {"b": TENSORS["b"] * 2}])
     with pytest.raises(CheckpointError, match=f"b is in both {first} and {second}"):
         WeightFiles(tmp_path)
+
+
+def test_ctrl_c_within_torch_is_no_damage(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(2)}, path)
+    calls = left = 0
+
+    def interrupt(frame, event, argument):
+        nonlocal left
+        if event == "call" and frame.f_code.co_filename == torch.storage.__file__:
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+    for read in (read_headers, lambda path: dict(read_tensors(path))):
+        for calls in range(1, 30):  # at each call of a storage's methods
+            left = calls
+            sys.setprofile(interrupt)
+            try:
+                read(path)
+            except KeyboardInterrupt:
+                continue
+            finally:
+                sys.setprofile(None)
+            break
+        assert left > 0 and calls > 2

@@ -24,10 +24,11 @@ COPIED = (
     *("generation_config.json", "tokenizer.model", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json"),
 )
-#: What is ever written there: shards, what stands beside them, and safetensors' temporary files.
+#: What is ever written there: shards, what stands beside them, and temporary files (files.py).
 _NAMES = "|".join(map(re.escape, (JOURNAL, INDEX, SUMS, "config.json", *COPIED)))
 _OURS = re.compile(
     rf"(model-\d{{5,}}-of-\d{{5,}}\.safetensors|{_NAMES})(\.partial)?|\.tmp[0-9A-Za-z]{{6}}"
+    r"|\.mode\.[0-9a-f]{8}"
 )
 
 
@@ -121,7 +122,7 @@ def sums_text(sums: Mapping[str, str]) -> str:
 def _remove_remains(target: Path) -> None:
     """Remove what a run leaves that is killed when its result is whole."""
     path, partial = _lock_of(target), partial_of(target)
-    if not (path.exists() and target.exists()):
+    if not target.exists() or not any(map(os.path.lexists, (path, partial, target / JOURNAL))):
         return
     with suppress(OSError), locked(path):  # also where another run holds it
         if _is_whole(target):

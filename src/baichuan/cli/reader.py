@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -78,16 +79,19 @@ def open_history() -> History:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        with path.open("ab"):
-            return _DiskHistory(str(path))
+        if path.is_file():  # opening a pipe would wait for its other end
+            with path.open("a+b"):
+                return _DiskHistory(str(path))
     except OSError:
-        return InMemoryHistory()
+        pass
+    return InMemoryHistory()
 
 
 class _DiskHistory(FileHistory):
     def store_string(self, string: str) -> None:
-        """Remember one message; bytes that were no UTF-8 must not end the chat."""
-        super().store_string(string.encode("utf-8", "replace").decode())
+        """Remember one message; bytes that were no UTF-8, or a full disk, must not end the chat."""
+        with suppress(OSError):
+            super().store_string(string.encode("utf-8", "replace").decode())
 
 
 class CommandCompleter(Completer):
@@ -151,16 +155,16 @@ def write_in_editor() -> str:
         UsageError: the editor cannot be started, or left what is no text.
     """
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vim"
-    with tempfile.TemporaryDirectory(prefix="baichuan-") as directory:
-        file = Path(directory) / "message.md"
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="baichuan-") as directory:
+            file = Path(directory) / "message.md"
             with ordinary_keyboard():
                 ended = subprocess.run([*shlex.split(editor), str(file)], check=False)
             written = file.read_text("utf-8") if file.exists() else ""
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                "The editor {editor!r} failed ({reason}); set EDITOR to one that is installed.",
-                editor=editor,
-                reason=error,
-            ) from error
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            "The editor {editor!r} failed ({reason}); set EDITOR to one that is installed.",
+            editor=editor,
+            reason=error,
+        ) from error
     return "" if ended.returncode else written.strip()

@@ -17,7 +17,9 @@ import platformdirs
 
 from baichuan import transcript
 from baichuan.errors import BaichuanError, PromptError
+from baichuan.files import remove_stale
 from baichuan.language import translate
+from baichuan.outputs import unwritable
 from baichuan.transcript import Transcript
 
 #: 64 random bits: nobody guesses the address of someone else's conversation.
@@ -90,10 +92,14 @@ class Conversations:
         """
         path = self._path(name)
         self._read.pop(name, None)
-        if not conversation.messages:
-            path.unlink(missing_ok=True)
-            return
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            if not conversation.messages:
+                remove_stale(path)
+                path.unlink(missing_ok=True)
+                return
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(path, error, PromptError) from error
         transcript.write(path, transcript.to_json(*conversation), private=True)
 
     def find(self, words: str = "") -> list[Entry]:

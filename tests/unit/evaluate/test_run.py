@@ -3,12 +3,14 @@
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import baichuan
 from baichuan.errors import DataError, UsageError
 from baichuan.evaluate.data import read_data
+from baichuan.evaluate.picture import draw
 from baichuan.evaluate.prompts import PromptMaker, scheme_of
 from baichuan.evaluate.results import Settings, read_result
 from baichuan.evaluate.run import Share, evaluate, finished
@@ -220,3 +222,50 @@ def test_processes_share_whole_subjects_evenly(count):
     assert sorted(name for share in shares for name in share) == sorted(sizes)
     loads = [sum(sizes[name] for name in share) for share in shares]
     assert max(loads) <= max(400, sum(sizes.values()) / count * 4 / 3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"notes of someone else\n",
+        b"[]\n",
+        b'{"settings": {"benchmark": 1}}\n',
+        b'{"settings": {}}\n{"subject": 1}\n',
+        b"\xff\xfe\n",
+    ],
+)
+def test_a_journal_of_someone_else_is_refused_and_stays(run, scorer, content):
+    journal = run.target.with_name("r.json.partial")
+    journal.write_bytes(content)
+    with pytest.raises(UsageError, match=r"r\.json\.partial is no journal of .*--out"):
+        run.go(scorer)
+    assert journal.read_bytes() == content
+    assert not run.target.exists()
+
+
+def test_what_a_run_leaves_that_is_killed_at_its_end_is_removed(run, scorer, whole):
+    with pytest.raises(KilledError):
+        run.go(Mortal(scorer, 2))
+    run.target.write_bytes(whole)
+    run.target.with_name("r.json.lock").touch()
+    others = [run.target.with_name(f"r.json.partial{end}") for end in (".old", "s")]
+    for other in others:
+        other.write_text("of someone else")
+    assert finished(run.target, run.settings) is not None
+    assert sorted(run.target.parent.glob("r.json*")) == [run.target, *others]
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".pdf", ".png"])
+def test_a_picture_is_the_same_each_time_and_a_full_disk_is_a_sentence(
+    run, scorer, suffix, tmp_path
+):
+    result = run.go(scorer)
+    drawn = []
+    for number in range(2):
+        draw([result], ["demo"], tmp_path / f"{number}{suffix}")
+        drawn.append((tmp_path / f"{number}{suffix}").read_bytes())
+    assert drawn[0] == drawn[1]
+    if Path("/dev/full").exists():
+        (tmp_path / f"full{suffix}").symlink_to("/dev/full")
+        with pytest.raises(UsageError, match=r"cannot be written \(No space left"):
+            draw([result], ["demo"], tmp_path / f"full{suffix}")
