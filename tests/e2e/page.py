@@ -48,8 +48,12 @@ def handshake(address, host, origin):
     server = urlsplit(address)
     connection = HTTPConnection(server.hostname, server.port, timeout=60)
     headers = {
-        "Host": host, "Origin": origin, "Connection": "Upgrade", "Upgrade": "websocket",
-        "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg==",
+        "Host": host,
+        "Origin": origin,
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg==",
     }
     connection.request("GET", "/_stcore/stream", headers=headers)
     with closing(connection):

@@ -66,7 +66,9 @@ def _run_chat(
 
 def _greet(notes: Console, name: object) -> None:
     shown = translate("demo model") if name is None else str(name)
-    notes.print(Text(shown, style="bold"), Text("· /help 帮助 · Ctrl+D 退出 exit", style="dim"))
+    notes.print(
+        Text(visible(shown), style="bold"), Text("· /help 帮助 · Ctrl+D 退出 exit", style="dim")
+    )
     if name is None:
         notes.print(
             translate(

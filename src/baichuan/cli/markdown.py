@@ -26,6 +26,9 @@ _PARSER.disable("reference")
 #: C0 as Unicode's pictures of them (ESC becomes ␛); DEL and C1, which some terminals obey, too.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
 _VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+#: What turns round the order of characters, and halves of characters, which nothing prints.
+_HIDDEN = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
+_VISIBLE |= dict.fromkeys(_HIDDEN, 0xFFFD)
 
 _OPENING = "（《「『【〔〈“‘"
 _CLOSING = "、。，．：；？！）》」』】〕〉”’…—,.:;?!)"
@@ -44,15 +47,20 @@ def parse(source: str) -> list[Token]:
     """Parse an answer; each top-level token's `map` says which source lines it came from."""
     tokens = _PARSER.parse(source)
     for token in tokens:
+        token.content = visible(token.content)
         if token.children:
             token.children = _shown_children(token.children)
     return tokens
 
 
 def _shown_children(children: Sequence[Token]) -> list[Token]:
-    """Keep line breaks as breaks; a bare address is its own text and needs no second showing."""
+    """Keep line breaks as breaks; a bare address is its own text and needs no second showing.
+
+    Markdown itself makes control characters: of entities, and of `%1b` in a bare address.
+    """
     kept = [c for c in children if not (c.type.startswith("link_") and c.markup == "autolink")]
     for child in kept:
+        child.content = visible(child.content)
         if child.type == "softbreak":
             child.type = "hardbreak"
     return kept

@@ -98,7 +98,7 @@ def _draw_earlier(talk: Talk, messages: Sequence[Message]) -> int:
             translate("{count} earlier messages", count=first),
             icon=":material/expand_less:",
             type="tertiary",
-            key="earlier",
+            key="show-earlier",
             on_click=pages.update,
             args=({talk.name: pages.get(talk.name, 1) + 1},),
         )

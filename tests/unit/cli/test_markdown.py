@@ -1,5 +1,6 @@
 """Markdown on the terminal: nothing lost, nothing dangerous, Chinese wrapped well."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -57,6 +58,26 @@ def test_terminal_control_characters_are_shown_not_obeyed():
     clean = visible(hostile)
     assert clean == "␛[2J␛]0;title␇ �31m ␡ a\tb\nc␍d"
     assert "\x1b[2J" not in shown(visible("```\n\x1b[2J\n```"))
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "<https://a.example/%1b]8;;https://b.example%1b\\>",
+        "<https://a.example/%1B[2J%9b31m%07>",
+        "&#27;]0;title&#7; &#x1b;[2J &#155;31m &#13;over &#12; &#8;",
+        "[x](https://a.example/%1b]8) [y](&#27;]8;;z) ![&#27;[2J\x1b[2J](https://a.example)",
+        "```\x1b]8\n\x1b[2J\x9b31m\r\n```\n\n    \x1b[2J\n\n`\x1b[2J`",
+        "| \x1b[2J |\n|---|\n| &#27;[2J |",
+        "# \x07\n\n> \x9b31m\n\n- \x1bc",
+        "\u202egnp.exe &#x202e;abc \u2066x\u2069 \ud83d",
+    ],
+)
+def test_nothing_of_an_answer_is_a_control_character(hostile):
+    """Neither as it is written, nor by what Markdown makes of it."""
+    control = "[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    for width in (10, 40):
+        assert re.findall(control, shown(hostile, width)) == []
 
 
 @pytest.mark.parametrize(

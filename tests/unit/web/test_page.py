@@ -100,6 +100,24 @@ def test_a_damaged_conversation_is_a_sentence_beside_the_others(page, tmp_path):
     assert len(page.error) == 0
 
 
+def test_of_a_long_conversation_the_newest_messages_are_shown(page, tmp_path):
+    turns = [{"role": r, "content": str(n)} for n, r in enumerate(("user", "assistant") * 300)]
+    file = tmp_path / "baichuan" / "conversations" / f"{'0' * 16}.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"messages": turns}))
+    page.query_params["c"] = file.stem
+    page.run()
+    for first in (401, 202, 2, 0):
+        assert not page.exception
+        assert [text for text, *_ in texts(page)] == [str(n) for n in range(first, 600)]
+        earlier = buttons(page).get(f"{first} earlier messages")
+        assert (earlier is None) == (first == 0)
+        if earlier:
+            earlier.click()
+            page.run()
+    assert {f"copy-{number}" for number in range(600)} <= {button.key for button in page.button}
+
+
 def test_a_message_that_does_not_fit_is_kept_to_be_shortened(page):
     page.run()
     page.chat_input[0].set_value("word " * 3000)
