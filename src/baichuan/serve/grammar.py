@@ -1,42 +1,45 @@
-"""Answers that must be JSON: a schema becomes a constraint on tokens, by llguidance.
-
-Knows a sentencepiece vocabulary and llguidance; no request and no prompt.
-"""
+"""Answers that must be JSON: a schema becomes a constraint on tokens, in a process of its own."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
 
+import numpy as np
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from baichuan.engine.sampling import Constraint
 from baichuan.errors import UsageError
 from baichuan.model.tokenizer import BaichuanTokenizer
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
-
-_OPTIONS: JsonCompileOptions = {
-    # White space as Python's `json.dumps` puts it. Free to put any, a model that is not sure how
-    # to go on fills the whole answer with it.
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    # What it cannot enforce becomes a warning, which `_check_warnings` judges.
-    "coerce_one_of": True,
-    "lenient": True,
-}
-#: A `format` is an annotation (JSON Schema 2020-12, validation, 7.2.1); a `oneOf` whose branches
-#: may overlap is enforced as `anyOf`.
-_HARMLESS = ("Unknown format:", "oneOf not fully supported")
-#: What a schema may cost: some 40 ms to read and 15 ms per token by the library's own figures.
-_LIMITS = LLParserLimits(
-    initial_lexer_fuel=2_000_000, step_lexer_fuel=200_000, max_grammar_size=100_000
+from baichuan.serve.grammar_process import (
+    ERROR,
+    MASK,
+    MOVE,
+    NUMBER,
+    START,
+    Vocabulary,
+    serve_schema,
 )
+
+#: Seconds to wait: a fork ends itself long before, by the time that it has computed. Beyond, the
+#: machine is too busy, or the process is stopped.
+_SECONDS_TO_COMPILE = 60.0
+_SECONDS_OF_A_MASK = 20.0
+#: Schemas that failed, of which the answer is known.
+_MOST_REFUSALS = 256
 
 
 def token_bytes(tokenizer: BaichuanTokenizer) -> list[bytes]:
@@ -55,7 +58,9 @@ def _bytes_of(pieces: Any, i: int) -> bytes:
 
 
 class JsonGrammars:
-    """Makes constraints for one vocabulary.
+    """Makes constraints for one vocabulary, from any thread; also a context manager.
+
+    At its end the process ends; constraints that are in use go on.
 
     Args:
         tokenizer: whose ids the network chooses among.
@@ -67,88 +72,147 @@ class JsonGrammars:
     def __init__(
         self, tokenizer: BaichuanTokenizer, vocabulary: int, never: Iterable[int], eos: int
     ) -> None:
-        self._vocabulary = vocabulary
-        self._tokenizer = LLTokenizer(
-            TokenizerWrapper(_Vocabulary(tokenizer, never, eos)),
-            slices=LLTokenizer.json_slices(),
-        )
+        self._size = vocabulary
+        self._vocabulary = _vocabulary(tokenizer, never, eos)
+        self._lock = threading.Lock()
+        self._process: tuple[socket.socket, subprocess.Popen[bytes]] | None = None
+        self._refusals: OrderedDict[str, str] = OrderedDict()
 
     def constraint(self, schema: dict[str, Any]) -> Callable[[], Constraint]:
-        """Give what makes a constraint to JSON of this schema, one for each sequence.
+        """Compile a schema; return what makes a constraint to it, one for each sequence.
 
         Raises:
             UsageError: the schema is wrong, too complex, or uses what llguidance does not know.
         """
-        try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
-        except ValueError as error:
-            raise _refused(str(error)) from error
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
-        if matcher.is_error():
-            raise _refused(matcher.get_error())
-        _check_warnings(matcher.get_grammar_warnings())
-        return lambda: _Matcher(matcher.deep_copy(), self._vocabulary, self._tokenizer.eos_token)
+        text = json.dumps(schema)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        reason = self._refusals.get(digest)
+        if reason is None:
+            connection = self._connect()
+            reason = _compiled(connection, text)
+            if not reason:
+                return partial(_Matcher, connection, self._size, count(), {})
+            with self._lock:
+                self._refusals[digest] = reason
+                if len(self._refusals) > _MOST_REFUSALS:
+                    self._refusals.popitem(last=False)
+        raise _refused(reason)
+
+    def __enter__(self) -> JsonGrammars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._end()
+
+    def _connect(self) -> Connection:
+        """Return a connection to a fresh fork."""
+        if not hasattr(os, "fork"):  # on Windows a schema is compiled here, without limits of time
+            ours, theirs = Pipe()
+            serving = partial(serve_schema, theirs, self._vocabulary.tokenizer(), limited=False)
+            threading.Thread(target=serving, daemon=True).start()
+            return ours
+        near, far = socket.socketpair()
+        with far, self._lock:
+            if self._process is not None and self._process[1].poll() is not None:
+                self._end()  # it was killed
+            if self._process is None:
+                self._process = _start(self._vocabulary)
+            socket.send_fds(self._process[0], [b"."], [far.fileno()])
+        return Connection(near.detach())
+
+    def _end(self) -> None:
+        if self._process is not None:
+            control, process = self._process
+            control.close()
+            process.wait()
+            self._process = None
 
 
-class _Vocabulary:
-    """A tokenizer as llguidance wants to see it; there is a token for each byte."""
+def _vocabulary(tokenizer: BaichuanTokenizer, never: Iterable[int], eos: int) -> Vocabulary:
+    tokens = token_bytes(tokenizer)
+    special = sorted({i for i, text in enumerate(tokens) if not text}.union(never))
+    for i in special:
+        tokens[i] = f"<special {i}>".encode()
+    return Vocabulary(tokens, special, eos)
 
-    def __init__(self, tokenizer: BaichuanTokenizer, never: Iterable[int], eos: int) -> None:
-        self.eos_token_id = eos
-        self.bos_token_id = None
-        self.tokens = token_bytes(tokenizer)
-        silent = {i for i, text in enumerate(self.tokens) if not text}
-        self.special_token_ids = sorted(silent.union(never))
-        for i in self.special_token_ids:
-            self.tokens[i] = f"<special {i}>".encode()
-        spoken = set(range(len(self.tokens))).difference(self.special_token_ids)
-        self._ids = {self.tokens[i]: i for i in sorted(spoken, reverse=True)}
-        self._longest = max(map(len, self._ids))
 
-    def __call__(self, text: bytes) -> list[int]:
-        """Cut what the grammar forces into the longest tokens.
+def _start(vocabulary: Vocabulary) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """Start the process that forks."""
+    near, far = socket.socketpair()
+    with far:
+        code = (
+            f"import sys; sys.path = {sys.path!r}; "
+            f"from baichuan.serve.grammar_process import main; main({far.fileno()})"
+        )
+        command = [sys.executable, "-c", code]
+        process = subprocess.Popen(command, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL)
+    with Connection(os.dup(near.fileno())) as connection:
+        connection.send(vocabulary)
+    return near, process
 
-        sentencepiece's own cut would put a space before it and normalise it: other bytes.
-        """
-        ids = []
-        while text:
-            ends = range(min(self._longest, len(text)), 0, -1)
-            end = next(end for end in ends if text[:end] in self._ids)
-            ids.append(self._ids[text[:end]])
-            text = text[end:]
-        return ids
+
+def _compiled(connection: Connection, schema: str) -> str:
+    """Have a schema compiled; return what is wrong with it, or nothing."""
+    with suppress(EOFError, OSError):
+        connection.send_bytes(schema.encode())
+        if connection.poll(_SECONDS_TO_COMPILE):
+            return connection.recv_bytes().decode()
+    return "it takes too long to compile, or too much memory"
 
 
 class _Matcher:
-    """A constraint by a matcher; one that gives up ends the request with an error."""
+    """A constraint whose masks another process computes, while the network computes the logits.
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int, eos: int) -> None:
-        self._matcher = matcher
-        self._vocabulary = vocabulary
-        self._eos = eos
+    Args:
+        connection: to the fork of the schema, shared by the sequences of a request.
+        size: number of logits.
+        numbers: gives each sequence its number.
+        arrived: replies that came while another sequence waited, by number.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        size: int,
+        numbers: Iterator[int],
+        arrived: dict[int, bytes],
+    ) -> None:
+        self._connection, self._size, self._arrived = connection, size, arrived
+        self._number = next(numbers)
+        self._mask: Tensor | None = None
+        self._ask(START)
 
     def allowed(self) -> Tensor:
-        mask = torch.zeros(self._vocabulary, dtype=torch.bool)
-        if not self._matcher.is_stopped():
-            bias = bytearray(self._matcher.compute_logit_bias())
-            known = torch.frombuffer(bias, dtype=torch.uint8)[: self._vocabulary]
-            mask[: len(known)] = known > 0
-        if self._matcher.is_error():
-            raise _gave_up(self._matcher.get_error())
-        if self._matcher.is_stopped():  # the answer is complete
-            mask[self._eos] = True
-        return mask
+        if self._mask is None:
+            self._mask = self._receive()
+        return self._mask
 
     def accept(self, token: int) -> None:
-        if not self._matcher.is_stopped():
-            self._matcher.consume_token(token)
+        self.allowed()  # which is on its way, and belongs to an earlier token
+        self._ask(token)
 
+    def _ask(self, token: int) -> None:
+        self._mask = None
+        with suppress(OSError):  # it has ended itself, which `_receive` notices
+            self._connection.send_bytes(MOVE.pack(self._number, token))
 
-def _check_warnings(warnings: Iterable[str]) -> None:
-    """Refuse a schema with keywords that would not be enforced."""
-    for warning in warnings:
-        if not warning.startswith(_HARMLESS):
-            raise _refused(warning)
+    def _receive(self) -> Tensor:
+        try:
+            while self._number not in self._arrived:
+                if not self._connection.poll(_SECONDS_OF_A_MASK):
+                    raise EOFError
+                reply = self._connection.recv_bytes()
+                (number,) = NUMBER.unpack_from(reply)
+                self._arrived[number] = reply[NUMBER.size :]
+        except (EOFError, OSError):
+            raise _refused("its masks take too long to compute, or too much memory") from None
+        reply = self._arrived.pop(self._number)
+        if reply.startswith(ERROR):
+            raise _gave_up(reply[len(ERROR) :].decode())
+        bits = np.frombuffer(reply, np.uint8, offset=len(MASK))
+        bits = np.unpackbits(bits, count=self._size, bitorder="little")
+        return torch.from_numpy(bits).bool()
 
 
 def _gave_up(reason: str) -> UsageError:

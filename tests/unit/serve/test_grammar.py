@@ -25,15 +25,16 @@ SCHEMAS = [
 ]
 
 
-@pytest.fixture(params=["demo", "test"])
+@pytest.fixture(scope="module", params=["demo", "test"])
 def tokenizer(request):
     paths = {"demo": DEMO / "tokenizer.model", "test": DATA / "tokenizer" / "tokenizer.model"}
     return BaichuanTokenizer(str(paths[request.param]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def grammars(tokenizer):
-    return JsonGrammars(tokenizer, len(tokenizer) + 24, (195, 196), 2)
+    with JsonGrammars(tokenizer, len(tokenizer) + 24, (195, 196), 2) as grammars:
+        yield grammars
 
 
 def walk(constraint, seed, most=300):
