@@ -33,7 +33,7 @@ _LAYOUTS = (
 #: Tensors in a file; the 13B has 283.
 _MOST_TENSORS = 1 << 16
 #: Bytes of tensors that one mapping of a file serves, unless one tensor alone has more.
-_MAPPED = 1 << 26
+_MAPPED = 1 << 22
 #: How a file begins that git stores in place of a large one.
 _POINTER = b"version https://git-lfs"
 #: What torch says of a pickle that asks for a class or function which is no part of a tensor.

@@ -128,6 +128,7 @@ class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             # AutoModel: the network without its head, from a checkpoint of the whole.
             held = {n.removeprefix(prefix): s for n, s in held.items() if n.startswith(prefix)}
         check_tensors(directory, held, network)
+        _check_codes(weights, network)
 
 
 def read_generation_config(config: BaichuanConfig, directory: Path) -> GenerationConfig:
@@ -230,6 +231,28 @@ def check_tensors(directory: Path, held: Mapping[str, tuple[int, ...]], network:
         if name in held and held[name] != shape
     ]
     _raise_if_any(directory, missing, extra, wrong)
+
+
+def _check_codes(weights: WeightFiles, network: Any) -> None:
+    """Check the types of quantized codes, which torch would convert as if they were numbers.
+
+    A floating-point weight may be of any floating-point type.
+
+    Raises:
+        CheckpointError: names a tensor of another type.
+    """
+    expected = network.state_dict()
+    for name, tensor in weights.headers.items():
+        wanted = expected[name].dtype if name in expected else tensor.dtype
+        floating = tensor.is_floating_point() and wanted.is_floating_point
+        if tensor.dtype != wanted and not floating:
+            raise CheckpointError(
+                "{directory} holds {name} as {given}; needed is {wanted}. Fetch the files again.",
+                directory=weights.directory,
+                name=name,
+                given=tensor.dtype,
+                wanted=wanted,
+            )
 
 
 def _check_report(directory: Path, info: Mapping[str, Any]) -> None:

@@ -380,3 +380,20 @@ def test_loading_warns_of_nothing(saved, caplog):
         warnings.simplefilter("error")
         baichuan.load(saved)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype"),
+    [("codes", torch.float8_e4m3fn), ("codes", torch.int8), ("norm.weight", torch.int32)],
+)
+def test_codes_of_another_type_are_not_converted_in_silence(tmp_path, part, dtype):
+    model = network().quantize(8)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    for name, tensor in state.items():
+        if name.endswith(part):
+            state[name] = tensor.view(dtype)
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"holds .*{part} as {dtype}; needed is torch"):
+        baichuan.BaichuanForCausalLM.from_pretrained(tmp_path)
