@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -171,6 +172,7 @@ class Runner:
         self._cache_use = engine.cache_use
         self._closed = False
         self._stopped = False
+        self._pass_began: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -218,6 +220,12 @@ class Runner:
             }
             return RunnerStats(**{**self._counts, **now})
 
+    @property
+    def pass_seconds(self) -> float:
+        """Seconds since the forward pass that is being computed began; 0 if there is none."""
+        began = self._pass_began
+        return 0.0 if began is None else time.monotonic() - began
+
     def close(self, drain_seconds: float = 0.0) -> None:
         """Refuse new requests, finish those that are there and stop the thread.
 
@@ -254,9 +262,11 @@ class Runner:
         """Do pass after pass until stopped: the engine's thread."""
         try:
             while self._wait_for_work():
+                self._pass_began = time.monotonic()
                 self._admit()
                 self._pass()
                 self._delivered()
+                self._pass_began = None
         finally:
             with self._changed:
                 self._closed = True

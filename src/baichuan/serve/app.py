@@ -212,9 +212,11 @@ class Api:
         return Tokenized(tokens=tokens, count=len(tokens), max_model_len=length)
 
     async def health(self) -> Health:
-        """Say whether the model can answer; 503 while it is being loaded."""
+        """Say whether the model can answer; 503 while it is being loaded, or does not go on."""
         if self._process.ready is None:
             raise ApiError("unavailable", translate("The model is being loaded."))
+        if not self._process.responsive:
+            raise ApiError("unavailable", translate("The model does not answer."))
         return Health()
 
     async def metrics(self) -> Response:

@@ -74,11 +74,16 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Ping:
+    """Ask for a `Pong`."""
+
+
+@dataclass(frozen=True)
 class Close:
     """Drop what is under way and end the process."""
 
 
-Call = Job | Cancel | Encode | Count | Close
+Call = Job | Cancel | Encode | Count | Ping | Close
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,17 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Pong:
+    """The model process is at work.
+
+    Attributes:
+        pass_seconds: since the forward pass that is being computed began; 0 if there is none.
+    """
+
+    pass_seconds: float
+
+
+@dataclass(frozen=True)
 class Failure:
     """A call that cannot be answered, or not to its end.
 
@@ -154,7 +170,7 @@ class Failure:
     message: str
 
 
-Reply = Ready | Piece | Encoded | Counts | Failure
+Reply = Ready | Piece | Encoded | Counts | Pong | Failure
 
 #: What the model process sends at a time: replies, each with the number of its call.
 Replies = Sequence[tuple[int, Reply]]

@@ -11,6 +11,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ from baichuan.serve.protocol import (
     Cancel,
     Close,
     Failure,
+    Ping,
+    Pong,
     Ready,
     Replies,
     Reply,
@@ -36,6 +39,13 @@ from baichuan.serve.protocol import (
 #: each time up to the second value.
 _PAUSES = (1.0, 60.0)
 _SECONDS_TO_END = 10.0
+#: Seconds between two questions whether the model process is at work.
+_SECONDS_BETWEEN_PINGS = 2.0
+#: Seconds without an answer after which the server is no longer healthy, and after which the
+#: process is started again. Its receiving thread waits for nothing but the interpreter.
+_SECONDS_OF_SILENCE = (10.0, 60.0)
+#: The same for one forward pass: 512 tokens of a 13B take minutes on a slow machine.
+_SECONDS_OF_A_PASS = (300.0, 1800.0)
 
 _log = logging.getLogger(__name__)
 
@@ -62,11 +72,24 @@ class ModelProcess:
         self._connection: Connection | None = None
         self._closing = False
         self._task: asyncio.Task[None] | None = None
+        self._asked: float | None = None  # when the question was sent that has no answer yet
+        self._pass_seconds = 0.0
         self.ready: Ready | None = None
         self.starts = 0
 
+    @property
+    def responsive(self) -> bool:
+        """Whether the model is loaded and its process answers and goes on."""
+        silent = 0.0 if self._asked is None else time.monotonic() - self._asked
+        return (
+            self.ready is not None
+            and silent < _SECONDS_OF_SILENCE[0]
+            and self._pass_seconds < _SECONDS_OF_A_PASS[0]
+        )
+
     def start(self) -> None:
         """Start in the background."""
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._supervise())
 
     async def close(self) -> None:
@@ -109,7 +132,38 @@ class ModelProcess:
 
     def _send(self, number: int, call: Call) -> None:
         if self._connection is not None:
-            self._sender.submit(_send_or_drop, self._connection, (number, call))
+            self._sender.submit(self._send_or_fail, self._connection, number, call)
+
+    def _send_or_fail(self, connection: Connection, number: int, call: Call) -> None:
+        """Send a call (on a thread), or answer it with what went wrong."""
+        try:
+            connection.send((number, call))
+        except (OSError, EOFError):  # it died or was closed, which the receiver notices
+            pass
+        except Exception:  # a call that cannot be pickled; nothing of it was sent
+            _log.exception("a call could not be sent to the model process")
+            failure = Failure("internal", translate("An error in the server; its log says more."))
+            self._loop.call_soon_threadsafe(self._take, number, failure)
+
+    async def _watch(self, process: Any) -> None:
+        """Kill a process that no longer answers, or whose forward pass does not end."""
+        while True:
+            await asyncio.sleep(_SECONDS_BETWEEN_PINGS)
+            if self.ready is None:
+                continue
+            self._asked = time.monotonic()
+            try:
+                reply = await asyncio.wait_for(self.ask(Ping()), _SECONDS_OF_SILENCE[1])
+            except TimeoutError:
+                _log.error("the model process does not answer; it is started again")
+                process.kill()
+                return
+            self._asked = None
+            self._pass_seconds = reply.pass_seconds if isinstance(reply, Pong) else 0.0
+            if self._pass_seconds > _SECONDS_OF_A_PASS[1]:
+                _log.error("a forward pass does not end; the model process is started again")
+                process.kill()
+                return
 
     async def _supervise(self) -> None:
         pause, most = _PAUSES
@@ -134,9 +188,12 @@ class ModelProcess:
                 loop.call_soon_threadsafe(ended.set)
 
         Thread(target=receive, args=(self._connection,), daemon=True).start()
+        watching = asyncio.create_task(self._watch(self._process))
         try:
             await ended.wait()
         finally:
+            watching.cancel()
+            self._asked, self._pass_seconds = None, 0.0
             was_ready, self.ready = self.ready is not None, None
             self._connection = None
             for replies in self._replies.values():
@@ -199,11 +256,6 @@ def _end(process: Any, patience: float) -> None:
     if process.is_alive():
         process.kill()
         process.join()
-
-
-def _send_or_drop(connection: Connection, message: tuple[int, Call]) -> None:
-    with suppress(OSError, ValueError):  # it died or was closed, which the receiver notices
-        connection.send(message)
 
 
 def _unavailable() -> Failure:

@@ -9,6 +9,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -45,6 +46,8 @@ from baichuan.serve.protocol import (
     Failure,
     Job,
     Piece,
+    Ping,
+    Pong,
     Prompt,
     Ready,
     Replies,
@@ -54,6 +57,8 @@ from baichuan.serve.protocol import (
 )
 
 _SEEDS = 2**63
+#: Schemas compiled at a time, each in a process that ends itself when it takes too long.
+_COMPILERS = 4
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +142,10 @@ class Worker:
         self._token_bytes = token_bytes(tokenizer)
         self._send = send
         self._requests: dict[int, list[Request]] = {}
+        self._compiling: set[int] = set()  # calls whose schema is being compiled
+        self._lock = threading.RLock()  # of both
+        self._most_compiling = max_batch + max_queue
+        self._compilers = ThreadPoolExecutor(_COMPILERS, "schemas")
         self._of_pass: list[tuple[int, Reply]] = []  # belongs to the engine's thread
         engine = model.engine(
             tokenizer, cache_tokens=cache_tokens, speculate=speculate, draft=draft
@@ -149,7 +158,9 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         self._runner.close()
+        self._grammars.__exit__()
 
     def handle(self, number: int, call: Call) -> None:
         """Take a call and return at once; its replies come when there are any."""
@@ -162,26 +173,63 @@ class Worker:
                 self._send([(number, Encoded(self._encode(call.prompt)))])
             elif isinstance(call, Count):
                 self._send([(number, Counts(asdict(self._runner.stats())))])
+            elif isinstance(call, Ping):
+                self._send([(number, Pong(self._runner.pass_seconds))])
         except Exception as error:
-            self._cancel(number)
-            self._send([(number, failure(error))])
+            self._fail(number, error)
+
+    def _fail(self, number: int, error: Exception) -> None:
+        self._cancel(number)
+        self._send([(number, failure(error))])
 
     def _cancel(self, number: int) -> None:
-        for request in self._requests.pop(number, ()):
-            request.cancel()
+        with self._lock:
+            self._compiling.discard(number)
+            for request in self._requests.pop(number, ()):
+                request.cancel()
 
     def _start(self, number: int, job: Job) -> None:
         prompts = [self._encode(prompt) for prompt in job.prompts]
         settings = dict(job.settings)
-        if job.schema is not None:
+        if job.schema is None:
+            self._submit(number, job, prompts, settings)
+            return
+        with self._lock:
+            if len(self._compiling) >= self._most_compiling:
+                raise QueueFullError(
+                    "{count} requests are waiting already, as many as may; ask again later.",
+                    count=len(self._compiling),
+                )
+            self._compiling.add(number)
+        self._compilers.submit(self._compile, number, job, prompts, settings)
+
+    def _compile(
+        self, number: int, job: Job, prompts: list[list[int]], settings: dict[str, Any]
+    ) -> None:
+        """Submit a call once its schema is compiled, unless it was cancelled (on a thread)."""
+        try:
+            if number not in self._compiling:
+                return
+            assert job.schema is not None
             settings["constraint"] = self._grammars.constraint(job.schema)
+            with self._lock:
+                if number in self._compiling:
+                    self._compiling.discard(number)
+                    self._submit(number, job, prompts, settings)
+        except Exception as error:
+            self._fail(number, error)
+
+    def _submit(
+        self, number: int, job: Job, prompts: list[list[int]], settings: dict[str, Any]
+    ) -> None:
         params = [self._params(len(ids), settings) for ids in prompts]
-        requests = self._requests[number] = []
-        for index in range(len(prompts) * job.n):
-            prompt, answer = divmod(index, job.n)
-            deliver = partial(self._deliver, number, index)
-            mine = _with_seed(params[prompt], answer)
-            requests.append(self._runner.submit(prompts[prompt], mine, deliver))
+        with self._lock:
+            requests = self._requests[number] = []
+            for index in range(len(prompts) * job.n):
+                prompt, answer = divmod(index, job.n)
+                deliver = partial(self._deliver, number, index)
+                mine = _with_seed(params[prompt], answer)
+                requests.append(self._runner.submit(prompts[prompt], mine, deliver))
 
     def _deliver(self, number: int, index: int, arrived: Step | Exception) -> None:
         """Take what the engine gives (on its thread)."""
