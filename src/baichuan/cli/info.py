@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from baichuan.cli.markdown import visible
 from baichuan.hub import DEMO, local_directory
 from baichuan.kernels import native
 from baichuan.language import translate
@@ -55,7 +56,7 @@ def _table(title: str, rows: dict[str, str]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in rows.items():
-        table.add_row(key, Text(value))
+        table.add_row(key, Text(visible(value)))
     return table
 
 

@@ -5,7 +5,8 @@ Knows HTTP by the `openai` package; the server has its own tokenizer, so prompts
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+import math
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,6 +25,8 @@ _LIKELIEST = 20
 _AT_ONCE = 8
 #: What servers state anew at each start or request.
 _VOLATILE = ("created", "permission")
+#: What reading an answer of another shape raises, for the openai package checks no types.
+_NO_ANSWER = (LookupError, TypeError, AttributeError, ValueError, RecursionError, OverflowError)
 
 
 class ServerScorer:
@@ -40,13 +43,17 @@ class ServerScorer:
 
     def __init__(self, address: str, model: str | None = None, key: str | None = None) -> None:
         try:
-            from openai import OpenAI
+            from openai import DefaultHttpxClient, OpenAI
         except ImportError as error:
             raise UsageError(
                 "--server speaks through the openai package, which is not installed. Install it "
                 "with: pip install 'baichuan-lm[eval]'"
             ) from error
-        self._client: OpenAI = OpenAI(base_url=address, api_key=(key or "").strip() or "none")
+        self._client: OpenAI = OpenAI(
+            base_url=address,
+            api_key=(key or "").strip() or "none",
+            http_client=DefaultHttpxClient(follow_redirects=False),
+        )
         self._address = address
         self.count: Count | None = None
         self.served = self._description(model)
@@ -66,12 +73,12 @@ class ServerScorer:
         from openai import NotFoundError
 
         try:
-            found = self._asked(lambda: list(self._client.models.list()))
+            found = self._asked(lambda: _entries(self._client.models.list()))
         except BaichuanError as error:  # some servers have no list
             if model is None or not isinstance(error.__cause__, NotFoundError):
                 raise
             found = []
-        models = [entry.to_dict() for entry in found]
+        models = found
         if model is not None:
             models = [entry for entry in models if entry["id"] == model] or [{"id": model}]
         if not models:
@@ -103,7 +110,7 @@ class ServerScorer:
             )
             found = answer.choices[0].logprobs
             top = found.top_logprobs if found is not None else None
-            return list(top[0].items()) if top else []
+            return _scores(top[0].items()) if top else []
         chat = self._client.chat.completions.create(
             model=self.model,
             messages=cast(Any, content),
@@ -114,7 +121,7 @@ class ServerScorer:
         )
         tokens = chat.choices[0].logprobs
         first = tokens.content[0] if tokens is not None and tokens.content else None
-        return [] if first is None else [(t.token, t.logprob) for t in first.top_logprobs]
+        return [] if first is None else _scores((t.token, t.logprob) for t in first.top_logprobs)
 
     def _asked(self, question: Any) -> Any:
         """Ask the server, and say what went wrong in a sentence."""
@@ -126,5 +133,36 @@ class ServerScorer:
             raise BaichuanError(
                 "The server at {address} did not answer: {reason}",
                 address=self._address,
-                reason=str(error).splitlines()[0],
+                reason=str(error).partition("\n")[0],
             ) from error
+        except _NO_ANSWER as error:
+            raise BaichuanError(
+                "The server at {address} did not answer as OpenAI's protocol says ({reason}).",
+                address=self._address,
+                reason=f"{type(error).__name__}: {error}",
+            ) from error
+
+
+def _entries(found: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return the entries of a list of models, each with the name of one."""
+    entries = list(found)
+    if not all(isinstance(entry.id, str) for entry in entries):
+        raise TypeError("the id of a model is no text")
+    return [entry.to_dict() for entry in entries]
+
+
+def _scores(found: Iterable[tuple[Any, Any]]) -> list[tuple[str, float]]:
+    """Return tokens and their log-probabilities, which a server may send as anything.
+
+    Raises:
+        TypeError: one of them is of another type.
+        ValueError: a log-probability is NaN.
+    """
+    checked = []
+    for token, score in found:
+        if not isinstance(token, str) or not isinstance(score, int | float):
+            raise TypeError("a log-probability is no number")
+        if math.isnan(score):
+            raise ValueError("a log-probability is NaN")
+        checked.append((token, float(score)))
+    return checked

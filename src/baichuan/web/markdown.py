@@ -45,11 +45,11 @@ _TOKEN = re.compile(
     | \\(?P<formula> [\[(])
     | (?P<escaped> \\[!-/:-@\[-`{{-~\n])
     | (?P<dollars> \$\$?)
-    # A browser takes a bare address to the next space, backticks and all; that of a link as well,
+    # A browser takes a bare address to the next space, backslashes and all; that of a link as well,
     # where nothing opens the link.
-    | (?P<link> \]\({_ADDRESS}\)(?=[^\s<`]{{0,200}}+(?:[\s<]|\Z))
+    | (?P<link> \]\({_ADDRESS}\)(?=[^\s<`]{{0,200}}+(?:\s|\Z))
               | <{_ADDRESS}>
-              | {_BARE}[^\s<`\[\]{{$\\]*+(?=[\s<]|\Z))
+              | {_BARE}[^\s<`\[\]{{$\\]*+(?=\s|\Z))
     | (?P<text> {_BARE} | \]\( | \]: | \[\^ | !\[ | < | :(?=[a-z:]))
     | (?P<line_break> \n)
     """,

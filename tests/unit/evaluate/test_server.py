@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from baichuan.errors import BaichuanError
+from baichuan.evaluate.prompts import Prompt
 from baichuan.evaluate.server import ServerScorer
 
 MODELS = [
@@ -20,13 +21,19 @@ def serve():
     """Start a server whose list of models is as given; None answers 404."""
     servers = []
 
-    def start(models):
+    def start(models, answer=None):
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 self.send_response(200 if models is not None else 404)
                 self.send_header("Content-Type", "application/json")
                 self.end_headers()
                 self.wfile.write(json.dumps({"object": "list", "data": models or []}).encode())
+
+            def do_POST(self):
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(json.dumps(answer).encode())
 
             def log_message(self, *_):
                 pass
@@ -61,3 +68,26 @@ def test_a_server_without_a_list(serve):
         ServerScorer(address)
     with pytest.raises(BaichuanError, match="has no model"):
         ServerScorer(serve([]))
+
+
+@pytest.mark.parametrize("models", [5, {"a": 1}, "x", [5], [{}], [{"id": 5}], [{"id": ["x"]}]])
+def test_a_list_of_another_shape_is_a_sentence(serve, models):
+    with pytest.raises(BaichuanError, match="The server at") as refusal:
+        ServerScorer(serve(models))
+    assert len(str(refusal.value)) <= 500
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(5, [], {}, {"choices": 5}, {"choices": []}, {"choices": [{"logprobs": "x"}]}),
+        {"choices": [{"logprobs": {"top_logprobs": "x"}}]},
+        {"choices": [{"logprobs": {"top_logprobs": [{"A": "x"}]}}]},
+        {"choices": [{"logprobs": {"top_logprobs": [{"A": float("nan")}]}}]},
+    ],
+)
+def test_scores_of_another_shape_are_a_sentence(serve, answer):
+    scorer = ServerScorer(serve(MODELS, answer))
+    with pytest.raises(BaichuanError, match="The server at") as refusal:
+        next(scorer.scores([Prompt(None, "Answer:", (), (False, ()))], ()))
+    assert len(str(refusal.value)) <= 500

@@ -79,6 +79,8 @@ def test_plain_text_is_shown_as_it_is():
         ('<a href="`">[x](data:1)`', r'\<a href="`">[x](data:1)`'),
         ("$a ` b$ [x](data:1) `", r"\$a ` b$ [x](data:1) `"),
         ("\\[ a\n$$\n[x](data:1) \\]", "\\[ a  \n\\$\\$  \n[x]\\(data:1) \\]"),
+        ("![i](http://a.b)[x](<data:1>)", r"!\[i]\(http\://a.b)[x]\(\<data:1>)"),
+        ("http://a.b<data:1>", r"http\://a.b\<data:1>"),
         ("    [x](data:1)", r"[x]\(data:1)"),
         ("| ` | [x](data:1) ` |\n|---|---|", "| \\`  | [x]\\(data:1) \\`  |  \n |--- |--- |"),
         ("| a |\n|---|\n    [x](data:1)", "| a  |  \n |--- |  \n    [x]\\(data:1)"),
