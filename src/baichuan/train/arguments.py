@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from baichuan.errors import UsageError
-from baichuan.files import read_text
 from baichuan.language import phrase, translate
 from baichuan.train import deepspeed
 from baichuan.train.checks import check
@@ -32,6 +30,7 @@ from baichuan.train.recipe import (
     Recipe,
     TaskArguments,
 )
+from baichuan.train.recipe_file import read_recipe
 
 __all__ = ["Recipe", "parse"]
 
@@ -195,13 +194,7 @@ def _from_file(path: Path) -> Iterator[str]:
     Raises:
         UsageError: the file is missing, or is no mapping of names to values.
     """
-    try:
-        entries = yaml.safe_load(read_text(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError("{path} cannot be read: {reason}.", path=path, reason=reason) from error
-    if not isinstance(entries, dict):
-        raise UsageError("{path} is no recipe; it must hold lines like `stage: sft`.", path=path)
+    entries = read_recipe(path)
     for name, value in entries.items():
         if value is None:
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from baichuan.errors import UsageError
-from baichuan.files import read_text
+from baichuan.json_files import parse_json, read_json
 
 #: Without the first, DeepSpeed clips nothing whatever --max_grad_norm says ("auto" is what asks
 #: transformers for the flag); without the second, ZeRO-3 ends with its parts in place of a model.
@@ -29,11 +28,15 @@ def read(given: str | Mapping[str, Any]) -> dict[str, Any]:
     """
     if isinstance(given, Mapping):
         return dict(given)
-    written = given.lstrip().startswith("{")
-    try:
-        content = json.loads(given if written else read_text(Path(given)))
-    except (OSError, ValueError) as error:
-        raise UsageError("{path} cannot be read: {reason}.", path=given, reason=error) from error
+    if given.lstrip().startswith("{"):
+        try:
+            content = parse_json(given)
+        except ValueError as error:
+            raise UsageError(
+                "{path} cannot be read: {reason}.", path=given, reason=error
+            ) from error
+    else:
+        content = read_json(Path(given), UsageError)
     if not isinstance(content, dict) or not isinstance(content.get("zero_optimization"), dict):
         raise UsageError(
             "{path} holds no settings of DeepSpeed: it must be a JSON object with "

@@ -7,13 +7,13 @@ save_to_disk of datasets state.json with the names of .arrow files, or dataset_d
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from baichuan.errors import DataError
+from baichuan.json_files import read_json
 
 #: Files that can be read.
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
@@ -144,11 +144,13 @@ def _split_of(name: str) -> str | None:
 def _saved(folder: Path) -> Iterator[Path]:
     """Yield the files that `Dataset.save_to_disk` wrote, in the order of their rows."""
     for entry in _read(folder / _STATE, "_data_files"):
-        yield folder / str(entry["filename"])
+        if not isinstance(entry, dict) or not isinstance(entry.get("filename"), str):
+            raise DataError("{path} names no files of rows.", path=folder / _STATE)
+        yield folder / entry["filename"]
 
 
 def _read(path: Path, key: str) -> list[Any]:
     try:
-        return list(json.loads(path.read_text("utf-8"))[key])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        return list(read_json(path, DataError)[key])
+    except (LookupError, TypeError) as error:
         raise DataError("{path} cannot be read: {reason}.", path=path, reason=error) from error

@@ -7,14 +7,13 @@ a file or directory, then among the names that the README used, then on the hub.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from baichuan.errors import DataError, UsageError
-from baichuan.files import read_text
+from baichuan.json_files import read_json
 from baichuan.train.folders import SUFFIXES, find_files
 from baichuan.train.recipe import FORMATS
 
@@ -110,7 +109,10 @@ def find(names: Sequence[str], directory: str, splits: tuple[str, ...] = TRAININ
     """
     root = Path(directory).expanduser()
     registry = _read(root / REGISTRY)
-    return [_find(name, root, registry, splits) for name in names]
+    try:
+        return [_find(name, root, registry, splits) for name in names]
+    except OSError as error:  # a directory that may not be read, a name that cannot be one
+        raise DataError.unreadable(error.filename or root, error) from error
 
 
 def _find(name: str, root: Path, registry: Mapping[str, Any], splits: tuple[str, ...]) -> Source:
@@ -140,10 +142,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     """Read the registry; one that is not there is empty."""
     if not path.is_file():
         return {}
-    try:
-        entries = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
-        raise DataError("{path} cannot be read: {reason}.", path=path, reason=error) from error
+    entries = read_json(path, DataError)
     if not isinstance(entries, dict):
         raise DataError("{path} must hold one object, of names and entries.", path=path)
     return entries

@@ -248,3 +248,23 @@ def test_each_flag_of_transformers_is_decided():
     decided = {*WORKING.split(), *REFUSED, *LEAST, *_NEEDLESS}
     assert {field.name for field in fields(TrainingArguments)} <= decided
     assert not REFUSED.keys() & {*WORKING.split(), *LEAST, *_NEEDLESS}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("a: &a [1]\nb: [*a, *a]", "an alias"),
+        ("stage: sft\n<<: *x", "an alias"),
+        ("a: " + "[" * 30, "nested deeper than 20"),
+        ("a: " + "{b: " * 5000, "nested deeper than 20"),
+        ("seed: !!int ''", "cannot be read"),
+        ("run_name: 2024-99-99", "cannot be read"),
+        ("seed: " + "9" * 5000, "cannot be read"),
+        ("1: 2", "is no recipe"),
+        ("#" * (1 << 20) + "\na: 1", "larger than"),
+    ],
+)
+def test_a_recipe_is_read_within_limits(tmp_path, content, problem):
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(UsageError, match=problem):
+        parse([str(tmp_path / "recipe.yaml")])

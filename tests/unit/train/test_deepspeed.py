@@ -50,7 +50,7 @@ def test_file_and_flags_that_differ(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("{", "cannot be read"), ("[]", "no settings of DeepSpeed"), ("{}", "no settings of")],
+    [("{", "is not JSON"), ("[]", "no settings of DeepSpeed"), ("{}", "no settings of")],
 )
 def test_a_file_that_is_none(tmp_path, text, problem):
     file = tmp_path / "deepspeed.json"

@@ -125,7 +125,7 @@ def test_several_files_and_a_folder_of_one_entry(tmp_path):
     assert folder.layout.columns == {"prompt": "q"}
 
 
-@pytest.mark.parametrize(("content", "problem"), [("{", "cannot be read"), ("[]", "one object")])
+@pytest.mark.parametrize(("content", "problem"), [("{", "is not JSON"), ("[]", "one object")])
 def test_a_broken_registry(tmp_path, content, problem):
     (tmp_path / "dataset_info.json").write_text(content)
     with pytest.raises(DataError, match=problem):
