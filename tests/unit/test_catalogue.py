@@ -39,6 +39,7 @@ PHRASES = {
     ("engine/sampling.py", "allowed"),
     ("kernels/native.py", "reason"),
     ("errors.py", "template"),
+    ("outputs.py", "_UNWRITABLE"),
     ("picture.py", "text"),
     ("train/checks.py", "reason"),
     ("train/resume.py", "_CHANGED[name]"),
