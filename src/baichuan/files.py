@@ -50,8 +50,14 @@ def check_writable(target: Path) -> None:
     directory = Path(os.path.realpath(target)).parent
     if not directory.is_dir():
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(target))
-    if not os.access(directory, os.W_OK | os.X_OK):
+    if not may_write(directory):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(target))
+
+
+def may_write(directory: Path) -> bool:
+    """Say whether this process may make files in a directory, and its file system takes any."""
+    by_effective = os.access in os.supports_effective_ids
+    return os.access(directory, os.W_OK | os.X_OK, effective_ids=by_effective)
 
 
 def write_at_one_stroke(target: Path, content: bytes, *, private: bool = False) -> None:

@@ -40,6 +40,7 @@ PHRASES = {
     ("kernels/native.py", "reason"),
     ("errors.py", "template"),
     ("json_fields.py", "self.allowed"),
+    ("outputs.py", "_UNWRITABLE"),
     ("picture.py", "text"),
     ("train/checks.py", "reason"),
     ("train/resume.py", "_CHANGED[name]"),

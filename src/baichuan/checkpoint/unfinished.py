@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from baichuan.errors import BaichuanError, CheckpointError, UsageError
-from baichuan.files import locked
+from baichuan.files import locked, may_write
 from baichuan.json_files import read_object
 
 JOURNAL, INDEX, SUMS = "journal.json", "model.safetensors.index.json", "SHA256SUMS"
@@ -47,19 +47,25 @@ def check_target(target: Path) -> None:
             would grow belongs to someone else.
         CheckpointError: the directory above cannot be written to.
     """
-    _remove_remains(target)
+    if os.path.lexists(target) and target.name:
+        _remove_remains(target)
     _check_free(target)
-    above = next(path for path in target.absolute().parents if path.exists())
+    try:
+        above = next(path for path in target.absolute().parents if path.exists())
+    except OSError as error:  # a directory above may not be searched
+        raise _not_made(target, error) from error
     if not above.is_dir():
         raise _not_made(target, f"{above} is no directory")
-    if not os.access(above, os.W_OK | os.X_OK):
+    if not may_write(above):
         raise _not_made(target, f"{above} cannot be written to")
 
 
 def check_room(target: Path, needed: int) -> None:
     """Raise CheckpointError if a result of so many bytes does not fit on the disk."""
     partial = partial_of(target)
-    held = sum(file.lstat().st_size for file in partial.glob("*")) if partial.exists() else 0
+    held = (
+        sum(file.lstat().st_size for file in partial.glob("*")) if os.path.lexists(partial) else 0
+    )
     existing = next(p for p in partial.absolute().parents if p.exists())
     free = shutil.disk_usage(existing).free
     if free + held < needed * 1.02:
@@ -122,7 +128,7 @@ def sums_text(sums: Mapping[str, str]) -> str:
 def _remove_remains(target: Path) -> None:
     """Remove what a run leaves that is killed when its result is whole."""
     path, partial = _lock_of(target), partial_of(target)
-    if not target.exists() or not any(map(os.path.lexists, (path, partial, target / JOURNAL))):
+    if not any(map(os.path.lexists, (path, partial, target / JOURNAL))):
         return
     with suppress(OSError), locked(path):  # also where another run holds it
         if _is_whole(target):

@@ -1,6 +1,7 @@
 """A target is checked before the work, and what others have there is not touched."""
 
 import json
+from pathlib import Path
 
 import pytest
 from tests.conftest import tiny_config
@@ -81,10 +82,28 @@ def test_a_symbolic_link_is_refused_before_any_work(tmp_path, name, to):
     assert (tmp_path / name).is_symlink()
 
 
+def test_a_target_in_a_directory_of_someone_else_is_refused(unprivileged):
+    (unprivileged / "locked").mkdir(mode=0o000)
+    (unprivileged / "read").mkdir(mode=0o500)
+    for parent in ("locked", "locked/deeper", "read"):
+        with pytest.raises(CheckpointError, match=r"cannot be made .*Give a target elsewhere"):
+            check_target(unprivileged / parent / "target")
+
+
 def test_a_target_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"target\.partial cannot be made .*elsewhere"):
         check_target(tmp_path / "file" / "target")
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "x" * 250, "x" * 300])
+def test_a_name_that_cannot_be_is_a_sentence(write, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        (UsageError, CheckpointError), match=r"exists; give|Give a target elsewhere"
+    ):
+        write(Path(name))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_run_leaves_beside_a_whole_result_is_removed(write, tmp_path):
