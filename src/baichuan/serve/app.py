@@ -53,6 +53,7 @@ from baichuan.serve.schema import (
     SamplingBody,
     TokenizeBody,
 )
+from baichuan.serve.schema_limits import check_schema
 from baichuan.serve.supervisor import ModelProcess
 from baichuan.version import __version__
 
@@ -148,8 +149,8 @@ class Api:
             settings["max_tokens"] = body.max_completion_tokens
         if body.logprobs:
             settings["logprobs"] = body.top_logprobs or 0
-        prompt = tools.conversation(body.messages, offered, must)
-        job = Job([prompt], body.n, settings, _schema(body, offered, must))
+        schema = _schema(body, offered, must)
+        job = Job([tools.conversation(body.messages, offered, must)], body.n, settings, schema)
         head = answers.heading("chatcmpl", self._name(body))
         tally = answers.Tally(body.n)
         pieces = self._pieces(job, request)
@@ -310,11 +311,15 @@ def _check_chat(body: ChatBody) -> None:
 
 
 def _schema(body: ChatBody, offered: Sequence[Any], must: bool) -> dict[str, Any] | None:
-    """Give the JSON schema that the answer must follow, if any."""
+    """Return the JSON schema that the answer must follow, if any."""
+    for tool in offered:
+        check_schema(tool.function.parameters or {})
     if must:
         return tools.call_schema(offered)
     if isinstance(body.response_format, JsonSchemaFormat):
-        return body.response_format.json_schema.schema_
+        schema = body.response_format.json_schema.schema_
+        check_schema(schema)
+        return schema
     return {"type": "object"} if isinstance(body.response_format, JsonObjectFormat) else None
 
 

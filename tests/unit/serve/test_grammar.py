@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -135,3 +136,46 @@ def test_formats_are_annotations_and_branches_may_overlap(grammars, tokenizer):
     date = grammars.constraint({"type": "string", "format": "date"})
     text = b"".join(token_bytes(tokenizer)[i] for i in walk(date(), 0)).decode()
     assert len(json.loads(text)) == len("2026-01-31"), "a format that is known is enforced"
+
+
+def chained(count, wrap):
+    """References that lead to each other through something, too deep for the compiler's stack."""
+    defs = {f"d{i}": wrap({"$ref": f"#/$defs/d{i + 1}"}) for i in range(count)}
+    return {"$ref": "#/$defs/d0", "$defs": {**defs, f"d{count}": {"type": "null"}}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [{"type": "string", "pattern": f"[a-z]*{i}[a-z]*"} for i in "abcdefghijklmnop"]},
+        chained(20_000, lambda s: s),
+        chained(20_000, lambda s: {"items": s}),
+        chained(20_000, lambda s: {"anyOf": [s, {"type": "null"}]}),
+    ],
+    ids=["patterns", "references", "through arrays", "through branches"],
+)
+def test_a_schema_that_costs_too_much_is_refused_and_others_go_on(grammars, schema):
+    good = grammars.constraint({"const": "ab"})()
+    before = good.allowed()
+    with pytest.raises(UsageError, match="takes too long to compile, or too much memory"):
+        grammars.constraint(schema)
+    with pytest.raises(UsageError):  # known by now
+        grammars.constraint(schema)
+    good.accept(int(before.nonzero()[0]))
+    assert good.allowed().any()
+
+
+def test_masks_that_take_too_long_end_their_request_alone(grammars):
+    good = grammars.constraint({"const": "ab"})()
+    with pytest.raises(UsageError, match="masks take too long"):
+        walk(grammars.constraint({"const": "x" * 900_000})(), 0, 100_000)
+    assert good.allowed().any()
+
+
+def test_a_process_that_was_killed_is_started_again(grammars):
+    grammars.constraint({"type": "null"})
+    children = psutil.Process().children()
+    assert len(children) == 1
+    children[0].kill()
+    psutil.wait_procs(children, timeout=60)
+    assert grammars.constraint({"type": "null"})().allowed().any()
