@@ -14,7 +14,7 @@ from baichuan.engine.cache import SequenceCache
 from baichuan.engine.detokenize import Decode
 from baichuan.engine.loop import Engine
 from baichuan.engine.sampling import SamplingParams
-from baichuan.engine.steps import Usage
+from baichuan.engine.steps import Step, Usage
 from baichuan.model.network import BaichuanForCausalLM
 
 #: Told what goes on, how far it is, and its end: ("answer", 17, 2048).
@@ -128,15 +128,23 @@ class _Side:
     def begin(self) -> None:
         """Run the prompt to its first token and keep the request."""
         self._engine.add(self._prompt, _greedy(self._tokens))
-        while not self._engine.step():
+        while not _step(self._engine):
             pass
 
     def generate(self, tokens: int) -> float:
         """Generate more tokens; give the seconds."""
         began = time.perf_counter()
         for _ in range(tokens):
-            self._engine.step()
+            _step(self._engine)
         return time.perf_counter() - began
+
+
+def _step(engine: Engine) -> list[Step]:
+    """Run a step; raise what a request failed with."""
+    steps = engine.step()
+    for error in engine.failed.values():
+        raise error
+    return steps
 
 
 def _answer(
@@ -146,7 +154,7 @@ def _answer(
     engine.add(prompt, _greedy(tokens), cache)
     usage = None
     while engine.running:
-        for step in engine.step():
+        for step in _step(engine):
             usage = step.usage
         if usage is None:
             tell("prompt", len(cache), len(prompt))

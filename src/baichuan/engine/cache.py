@@ -9,12 +9,14 @@ with the old one.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
+from baichuan.errors import UsageError
 from baichuan.kernels.memory import empty_in_huge_pages
 from baichuan.kernels.paged import BLOCK, PagedCaches
 
@@ -77,10 +79,13 @@ class BlockPool:
             `available` first.
         used: blocks in use.
         spare: those of them that only a `PrefixCache` uses.
+        network: whose keys and values they hold, by any value that is equal for the same network
+            alone.
     """
 
-    def __init__(self, layers: int, limit: int | None = None) -> None:
+    def __init__(self, layers: int, limit: int | None = None, network: object = None) -> None:
         self.limit = limit
+        self.network = network
         self.used = 0
         self.spare = 0
         self._layers = layers
@@ -132,7 +137,25 @@ class SequenceCache:
     def __init__(self, pool: BlockPool) -> None:
         self.tokens: list[int] = []
         self.blocks: list[Block] = []
+        self.network = pool.network
         self._pool = pool
+        self._in_use = threading.Lock()
+
+    def acquire(self) -> None:
+        """Reserve the cache for one request, of whatever engine and thread, until `release`.
+
+        Raises:
+            UsageError: another request has it.
+        """
+        if not self._in_use.acquire(blocking=False):
+            raise UsageError(
+                "The cache is in use by another answer; give each its own, or read that answer to "
+                "its end, or close its stream, before the cache is used again."
+            )
+
+    def release(self) -> None:
+        """Let another request have the cache."""
+        self._in_use.release()
 
     def __len__(self) -> int:
         """Positions held by every layer."""

@@ -8,20 +8,23 @@ does not stop the others. Chat, completion, evaluation and benchmark are folds o
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from baichuan.engine.cache import Chunk, DecoderModel, SequenceCache, blocks_for
 from baichuan.engine.detokenize import Decode, IncrementalDetokenizer, StopStrings
+from baichuan.engine.exiting import computing
+from baichuan.engine.faults import as_fault_of_request, check_banned_ids, check_prompt
 from baichuan.engine.prefix import PrefixCache
 from baichuan.engine.sampling import Sampler, SamplingParams
-from baichuan.engine.speculation import MOST, Guesser, Speculation
-from baichuan.engine.steps import CacheUse, FinishReason, Step, Usage
+from baichuan.engine.sequence import RunningSequence
+from baichuan.engine.speculation import MOST, Speculation
+from baichuan.engine.steps import CacheUse, FinishReason, Step
 from baichuan.errors import UsageError
 from baichuan.kernels.paged import BLOCK
 
@@ -29,55 +32,11 @@ from baichuan.kernels.paged import BLOCK
 PREFILL_CHUNK = 512
 
 
-@dataclass
-class _Sequence:
-    """A running request."""
-
-    number: int
-    prompt: list[int]
-    params: SamplingParams
-    cache: SequenceCache
-    own_cache: bool  # nobody else's, so that its blocks are free when the request has finished
-    cached: int
-    sampler: Sampler
-    detokenizer: IncrementalDetokenizer
-    stops: StopStrings
-    guesser: Guesser | None
-    answer: list[int] = field(default_factory=list)
-    started: float | None = None
-    first_token: float = 0.0
-
-    @property
-    def most_blocks(self) -> int:
-        """Blocks of the cache when the answer is as long as allowed; its last token is not held."""
-        return blocks_for(len(self.prompt) + self.params.max_tokens - 1)
-
-    @property
-    def pending(self) -> list[int]:
-        """Tokens not yet in the cache: the rest of the prompt, or the newest token."""
-        held = len(self.cache)
-        if held < len(self.prompt):
-            return self.prompt[held:]
-        return self.answer[held - len(self.prompt) :]
-
-    @property
-    def guess(self) -> list[int]:
-        """Tokens guessed behind the newest, for the pass that is under way."""
-        return [] if self.guesser is None else self.guesser.guess
-
-    def usage(self, now: float) -> Usage:
-        assert self.started is not None, "usage is asked for after the first pass"
-        return Usage(
-            prompt_tokens=len(self.prompt),
-            cached_tokens=self.cached,
-            completion_tokens=len(self.answer),
-            prefill_seconds=self.first_token - self.started,
-            decode_seconds=now - self.first_token,
-        )
-
-
 class Engine:
     """Runs requests side by side, each with its own cache, parameters and random numbers.
+
+    Threads may share an engine: one step runs at a time, and a step that one thread runs for
+    another is kept for it. What goes wrong with a request ends that request alone.
 
     Attributes:
         failed: errors of the latest step by the numbers of the requests that they ended.
@@ -115,8 +74,8 @@ class Engine:
             banned_ids: tokens that are never chosen, such as those that `decode` cannot decode.
 
         Raises:
-            UsageError: one of the numbers is below 1, or the draft has another vocabulary or may
-                not guess.
+            UsageError: one of the numbers is below 1, banned_ids leave no token or are not of the
+                vocabulary, or the draft has another vocabulary or may not guess.
         """
         for name, given in (("prefill_chunk", prefill_chunk), ("cache_tokens", cache_tokens)):
             if given is not None and given < 1:
@@ -124,15 +83,17 @@ class Engine:
         self._model = model
         self._decode = decode
         self._turn_ids = frozenset(turn_ids)
-        self._banned_ids = torch.tensor(banned_ids, dtype=torch.long)
+        self._banned_ids = check_banned_ids(banned_ids, model.vocabulary)
         self._prefill_chunk = prefill_chunk
         self._pool = model.new_pool(None if cache_tokens is None else blocks_for(cache_tokens))
         self._prefixes = None if cache_tokens is None else PrefixCache(self._pool)
         self._speculation = Speculation(model, prefill_chunk, speculate, draft)
-        self._waiting: deque[_Sequence] = deque()
-        self._running: dict[int, _Sequence] = {}
+        self._waiting: deque[RunningSequence] = deque()
+        self._running: dict[int, RunningSequence] = {}
         self.failed: dict[int, Exception] = {}
         self._next_number = 0
+        self._lock = threading.RLock()
+        self._arrived: dict[int, deque[Step | Exception]] = {}  # for `generate`, by request
 
     @property
     def running(self) -> int:
@@ -161,42 +122,68 @@ class Engine:
             The number that its steps carry.
 
         Raises:
-            UsageError: the prompt is empty, the cache is in use, or prompt and answer would never
-                fit into `cache_tokens`.
+            UsageError: the prompt is empty or has ids that are not of the vocabulary, the cache is
+                in use or another network's, or prompt and answer would never fit into
+                `cache_tokens`.
         """
-        if not prompt:
-            raise UsageError("The prompt has no tokens; give at least one.")
-        if any(cache is sequence.cache for sequence in self._running.values()):
-            raise UsageError("The cache is in use by a running request; give each its own.")
-        number, self._next_number = self._next_number, self._next_number + 1
+        prompt = self.checked(prompt, params, cache)
         sampler = Sampler(params, prompt)
-        sequence = _Sequence(
-            number=number,
-            prompt=list(prompt),
-            params=params,
-            cache=SequenceCache(self._pool) if cache is None else cache,
-            own_cache=cache is None,
-            cached=0 if cache is None else cache.reuse(prompt),
-            sampler=sampler,
-            detokenizer=IncrementalDetokenizer(self._decode, self._text_before(prompt)),
-            stops=StopStrings(params.stop),
-            guesser=self._speculation.begin(prompt, sampler),
-        )
-        if cache is None and self._pool.limit is not None:
-            self._refuse_what_never_fits(sequence, self._pool.limit)
-            self._waiting.append(sequence)
-        else:
-            self._running[number] = sequence
+        detokenizer = IncrementalDetokenizer(self._decode, self._text_before(prompt))
+        with self._lock:
+            if cache is not None:
+                cache.acquire()
+            number, self._next_number = self._next_number, self._next_number + 1
+            sequence = RunningSequence(
+                number=number,
+                prompt=prompt,
+                params=params,
+                cache=SequenceCache(self._pool) if cache is None else cache,
+                own_cache=cache is None,
+                cached=0 if cache is None else cache.reuse(prompt),
+                sampler=sampler,
+                detokenizer=detokenizer,
+                stops=StopStrings(params.stop),
+                guesser=self._speculation.begin(prompt, sampler),
+            )
+            if cache is None and self._pool.limit is not None:
+                self._waiting.append(sequence)
+            else:
+                self._running[number] = sequence
         return number
+
+    def checked(
+        self, prompt: Sequence[int], params: SamplingParams, cache: SequenceCache | None = None
+    ) -> list[int]:
+        """Return the prompt of a request that can run; the arguments and errors of `add`."""
+        ids = check_prompt(prompt, self._model.vocabulary)
+        if cache is not None:
+            if cache.network != self._pool.network:
+                raise UsageError(
+                    "The cache is another model's; take one from new_cache() of this model."
+                )
+            return ids
+        limit = self._pool.limit
+        if limit is not None and blocks_for(len(ids) + params.max_tokens - 1) > limit:
+            raise UsageError(
+                "The prompt has {prompt} tokens and its answer up to {answer}; the caches have "
+                "room for {room} in all. Ask for fewer, or give the caches more room.",
+                prompt=len(ids),
+                answer=params.max_tokens,
+                room=limit * BLOCK,
+            )
+        return ids
 
     def cancel(self, request: int) -> None:
         """Forget a request; unknown numbers (finished ones) are ignored."""
-        sequence = self._running.pop(request, None)
-        if sequence is None:
-            self._waiting = deque(w for w in self._waiting if w.number != request)
-            return
-        self._speculation.end(sequence.guesser)
-        if sequence.own_cache:
+        with self._lock:
+            sequence = self._running.pop(request, None)
+            if sequence is None:
+                self._waiting = deque(w for w in self._waiting if w.number != request)
+                return
+            self._speculation.end(sequence.guesser)
+            if not sequence.own_cache:
+                sequence.cache.release()
+                return
             if self._prefixes is not None:
                 self._prefixes.keep(sequence.cache)
             sequence.cache.truncate(0)
@@ -204,85 +191,85 @@ class Engine:
     def step(self) -> list[Step]:
         """Run one forward pass; give a step for each request that has a new token.
 
-        A request whose own part goes wrong (its constraint, its detokenizer) leaves, its error is
-        in `failed`, and the others go on.
-
-        Raises:
-            Exception: the pass itself went wrong.
+        A request that goes wrong, in the pass or in its own part (its constraint, its detokenizer),
+        leaves, its error is in `failed`, and the others go on.
         """
-        self.failed = {}
-        self._admit()
-        sequences, chunks = self._plan()
-        if not chunks:
-            return []
-        decoding = all(sequence.answer for sequence in sequences)
-        now = time.perf_counter()
-        for sequence in sequences:
-            if sequence.started is None:
-                sequence.started = now
-        logits = self._model.forward_chunks(chunks)
-        steps: list[Step] = []
-        for sequence, rows in zip(sequences, logits, strict=True):
-            try:
-                steps += self._follow(sequence, rows)
-            except Exception as error:
-                self.cancel(sequence.number)
-                self.failed[sequence.number] = error
-        if decoding:
-            guessed = sum(len(chunk.tokens) - 1 for chunk in chunks)
-            self._speculation.took(time.perf_counter() - now, guessed)
-        return steps
+        with computing(), self._lock:
+            self.failed = {}
+            self._admit()
+            sequences, chunks = self._plan()
+            if not chunks:
+                return []
+            decoding = all(sequence.answer for sequence in sequences)
+            now = time.perf_counter()
+            for sequence in sequences:
+                if sequence.started is None:
+                    sequence.started = now
+            steps = self._follow_all(sequences, self._run(sequences, chunks))
+            if decoding and not self.failed:
+                guessed = sum(len(chunk.tokens) - 1 for chunk in chunks)
+                self._speculation.took(time.perf_counter() - now, guessed)
+            return steps
 
     def generate(
         self, prompt: Sequence[int], params: SamplingParams, cache: SequenceCache | None = None
     ) -> Iterator[Step]:
         """Run one request to its end; closing the iterator cancels it."""
         number = self.add(prompt, params, cache)
-        try:
-            while self._has(number):
-                steps = self.step()
-                self._raise_failure_of(number)
-                yield from (step for step in steps if step.request == number)
-        finally:
-            self.cancel(number)
+        yield from self._read([number])
 
     def generate_batch(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams
     ) -> Iterator[Step]:
         """Run several requests side by side; `Step.request` is the index of the prompt."""
-        numbers = {self.add(prompt, params): index for index, prompt in enumerate(prompts)}
+        numbers: list[int] = []
         try:
-            while any(self._has(number) for number in numbers):
-                steps = self.step()
-                self._raise_failure_of(*numbers)
-                for step in steps:
-                    if step.request in numbers:
-                        yield replace(step, request=numbers[step.request])
+            for prompt in prompts:
+                numbers.append(self.add(prompt, params))
+            for step in self._read(numbers):
+                yield replace(step, request=numbers.index(step.request))
         finally:
             for number in numbers:
                 self.cancel(number)
+
+    def _read(self, numbers: Sequence[int]) -> Iterator[Step]:
+        """Run steps, and take those of other threads, until some requests have finished."""
+        arrived: deque[Step | Exception] = deque()
+        try:
+            with self._lock:
+                self._arrived |= dict.fromkeys(numbers, arrived)
+            while True:
+                with self._lock:
+                    if not arrived:
+                        if not any(self._has(number) for number in numbers):
+                            return
+                        self.step()
+                while arrived:
+                    one = arrived.popleft()
+                    if isinstance(one, Exception):
+                        raise one
+                    yield one
+        finally:
+            for number in numbers:
+                self.cancel(number)
+                self._arrived.pop(number, None)
 
     def _text_before(self, prompt: Sequence[int]) -> Sequence[int]:
         """Return the end of a prompt whose text the answer continues."""
         turns = (i for i in range(len(prompt), 0, -1) if prompt[i - 1] in self._turn_ids)
         return prompt[next(turns, 0) :]
 
-    def _raise_failure_of(self, *numbers: int) -> None:
-        for number in self.failed.keys() & numbers:
-            raise self.failed[number]
-
     def _has(self, number: int) -> bool:
         return number in self._running or any(w.number == number for w in self._waiting)
 
-    def _refuse_what_never_fits(self, sequence: _Sequence, limit: int) -> None:
-        if sequence.most_blocks > limit:
-            raise UsageError(
-                "The prompt has {prompt} tokens and its answer up to {answer}; the caches have "
-                "room for {room} in all. Ask for fewer, or give the caches more room.",
-                prompt=len(sequence.prompt),
-                answer=sequence.params.max_tokens,
-                room=limit * BLOCK,
-            )
+    def _hand_out(self, steps: Iterable[Step]) -> None:
+        """Put what a step has brought to those who iterate over a request's steps."""
+        for step in steps:
+            if step.request in self._arrived:
+                self._arrived[step.request].append(step)
+        for number, error in self.failed.items():
+            if number in self._arrived:
+                self._arrived[number].append(error)
 
     def _admit(self) -> None:
         """Let requests in, first come first served, while the most they may need is free."""
@@ -299,10 +286,10 @@ class Engine:
             sequence.cache, sequence.cached = cache, len(cache)
             self._running[sequence.number] = self._waiting.popleft()
 
-    def _in_pool(self) -> Iterator[_Sequence]:
+    def _in_pool(self) -> Iterator[RunningSequence]:
         return (sequence for sequence in self._running.values() if sequence.own_cache)
 
-    def _plan(self) -> tuple[list[_Sequence], list[Chunk]]:
+    def _plan(self) -> tuple[list[RunningSequence], list[Chunk]]:
         """Choose the tokens of the next pass: all that decode, and prompts in order of arrival.
 
         A prompt is cut where it would be cut if it were alone, for rounding depends on the cut: a
@@ -336,7 +323,46 @@ class Engine:
                 asked[sequence.guesser] = max(0, min(share, left))
         self._speculation.guess(asked)
 
-    def _follow(self, sequence: _Sequence, rows: Tensor) -> Iterator[Step]:
+    def _run(self, sequences: list[RunningSequence], chunks: list[Chunk]) -> list[Tensor | None]:
+        """Run a pass; if it goes wrong, each request's part alone, so that only the faulty end.
+
+        Returns:
+            Logits for each request, None for one that has failed.
+        """
+        try:
+            return list(self._model.forward_chunks(chunks))
+        except Exception as error:
+            if len(chunks) == 1:
+                self._fail(sequences[0], error)
+                return [None]
+        parts = zip(sequences, chunks, strict=True)
+        return [rows for one, chunk in parts for rows in self._run([one], [chunk])]
+
+    def _fail(self, sequence: RunningSequence, error: Exception) -> None:
+        self.cancel(sequence.number)
+        self.failed[sequence.number] = error
+
+    def _follow_all(
+        self, sequences: list[RunningSequence], logits: list[Tensor | None]
+    ) -> list[Step]:
+        """Choose the tokens of all requests of a pass."""
+        steps: list[Step] = []
+        left = list(zip(sequences, logits, strict=True))
+        try:
+            while left:
+                sequence, rows = left[0]
+                try:
+                    steps += [] if rows is None else self._follow(sequence, rows)
+                except BaseException as error:
+                    self._fail(sequence, as_fault_of_request(error))
+                del left[0]
+        finally:
+            for sequence, _ in left:  # interrupted: the next pass computes their newest token again
+                sequence.forget_newest()
+            self._hand_out(steps)
+        return steps
+
+    def _follow(self, sequence: RunningSequence, rows: Tensor) -> Iterator[Step]:
         """Choose a token from each row of logits, as long as the pass has guessed the one before.
 
         Args:
@@ -350,7 +376,7 @@ class Engine:
             ended = step.finish_reason is not None
             if ended or step.token != guessed:
                 # What stands behind the newest token was guessed in vain.
-                sequence.cache.truncate(len(sequence.prompt) + len(sequence.answer) - 1)
+                sequence.forget_newest()
             if ended:
                 self.cancel(sequence.number)
             yield step
@@ -358,7 +384,7 @@ class Engine:
                 break
         self._speculation.learn(sequence.guesser, right)
 
-    def _choose(self, sequence: _Sequence, logits: Tensor) -> Step:
+    def _choose(self, sequence: RunningSequence, logits: Tensor) -> Step:
         """Sample one token, turn it into text and see whether the answer ends with it."""
         if len(self._banned_ids):
             self._banned_ids = self._banned_ids.to(logits.device)

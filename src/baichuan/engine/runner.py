@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+from baichuan.engine.faults import as_fault_of_request
 from baichuan.engine.loop import Engine
 from baichuan.engine.sampling import SamplingParams
 from baichuan.engine.steps import Step
@@ -134,8 +135,8 @@ class Request(Iterator[Step]):
 class Runner:
     """Runs an engine in the background; also a context manager.
 
-    An error in a forward pass reaches every request of that pass and ends it, an error in a
-    request's own constraint or detokenizer that request alone; the others are served all the same.
+    An error of a request, be it in a forward pass, in its constraint, its detokenizer or its
+    callback, ends that request alone; the others are served all the same.
 
     Args:
         engine: nobody else may use it from now on.
@@ -188,13 +189,11 @@ class Runner:
                 `lambda arrived: loop.call_soon_threadsafe(queue.put_nowait, arrived)`.
 
         Raises:
-            UsageError: the prompt is empty.
+            UsageError: the request cannot run; see `Engine.add`.
             QueueFullError: as many requests wait as may.
             StoppedError: the runner is closed.
         """
-        if not prompt:
-            raise UsageError("The prompt has no tokens; give at least one.")
-        request = Request(self, prompt, params, deliver)
+        request = Request(self, self._engine.checked(prompt, params), params, deliver)
         with self._changed:
             if self._closed:
                 raise _stopped()
@@ -265,7 +264,7 @@ class Runner:
                 self._pass_began = time.monotonic()
                 self._admit()
                 self._pass()
-                self._delivered()
+                self._tell_delivered()
                 self._pass_began = None
         finally:
             with self._changed:
@@ -273,7 +272,7 @@ class Runner:
                 left = [*self._running.values(), *self._queued]
                 self._queued.clear()
             self._fail(left, _stopped())
-            self._delivered()
+            self._tell_delivered()
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to compute; False once stopped."""
@@ -301,8 +300,8 @@ class Runner:
                 request = self._queued.popleft()
                 try:
                     number = self._engine.add(request.prompt, request.params)
-                except Exception as error:
-                    refused.append((request, error))
+                except BaseException as error:
+                    refused.append((request, as_fault_of_request(error)))
                 else:
                     self._running[number] = request
             self._cache_use = self._engine.cache_use
@@ -312,9 +311,9 @@ class Runner:
     def _pass(self) -> None:
         try:
             steps = self._engine.step()
-        except Exception as error:
-            _log.exception("a forward pass failed; its %d requests end", len(self._running))
-            self._fail(list(self._running.values()), error)
+        except BaseException as error:
+            _log.exception("the engine failed; its %d requests end", len(self._running))
+            self._fail(list(self._running.values()), as_fault_of_request(error))
             return
         with self._changed:
             self._counts["passes"] += 1
@@ -358,9 +357,15 @@ class Runner:
     def _hand_over(self, request: Request, arrived: Step | Exception) -> None:
         try:
             request._deliver(arrived)
-        except Exception:  # an event loop that is gone, say
+        except BaseException:  # an event loop that is gone, say, or sys.exit()
             _log.warning("the callback of a request failed; it is cancelled", exc_info=True)
             self._cancel(request)
+
+    def _tell_delivered(self) -> None:
+        try:
+            self._delivered()
+        except BaseException:
+            _log.exception("`delivered` failed; the engine goes on")
 
 
 def _stopped() -> StoppedError:

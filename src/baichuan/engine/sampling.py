@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,14 @@ _LEAST_PENALTY = 0.0001
 _SEEDS = 2**63
 #: Largest presence and frequency penalty, as in the API that they come from.
 _MOST_PENALTY = 2.0
+_REAL = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
 
 
 class Constraint(Protocol):
@@ -81,6 +90,10 @@ class SamplingParams:
     constraint: Callable[[], Constraint] | None = None
 
     def __post_init__(self) -> None:
+        number = phrase("a number")
+        for name in _REAL:
+            value = getattr(self, name)
+            _require(isinstance(value, Real), name, value, number)
         _require(
             self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < math.inf,
             "temperature",
@@ -111,6 +124,8 @@ class SamplingParams:
             self.stop,
             phrase("a tuple of strings that are not empty"),
         )
+        ids = phrase("a tuple of token ids")
+        _require(_token_ids(self.eos_token_ids), "eos_token_ids", self.eos_token_ids, ids)
         if self.logprobs is not None:
             from_0 = phrase("a whole number from 0")
             _require(_whole(self.logprobs, 0), "logprobs", self.logprobs, from_0)
@@ -190,6 +205,10 @@ def _whole(value: object, least: int, below: float = math.inf) -> bool:
 
 def _texts(value: object) -> bool:
     return isinstance(value, (tuple, list)) and all(isinstance(s, str) and s for s in value)
+
+
+def _token_ids(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(i, Integral) for i in value)
 
 
 def _require(holds: bool, name: str, given: object, allowed: str) -> None:
@@ -314,7 +333,21 @@ class Sampler:
     def _constrained(self, logits: Tensor) -> Tensor:
         if self._constraint is None:
             return logits
-        return logits.masked_fill(~self._constraint.allowed().to(logits.device), float("-inf"))
+        allowed = self._constraint.allowed()
+        if allowed.dtype != torch.bool or allowed.shape != logits.shape:
+            raise UsageError(
+                "The constraint allows {dtype} {shape}; it must be torch.bool {right_shape}, one "
+                "for each token of the vocabulary.",
+                dtype=allowed.dtype,
+                shape=list(allowed.shape),
+                right_shape=list(logits.shape),
+            )
+        logits = logits.masked_fill(~allowed.to(logits.device), float("-inf"))
+        if float(logits.max()) == -math.inf:
+            raise UsageError(
+                "The constraint allows no token that may be chosen here; it must allow one."
+            )
+        return logits
 
     def _remember(self, token: int) -> None:
         self._said[token] += 1

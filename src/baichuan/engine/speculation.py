@@ -11,6 +11,7 @@ the same.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -19,6 +20,8 @@ from baichuan.engine.cache import DecoderModel
 from baichuan.engine.draft import Draft, Drafted
 from baichuan.engine.sampling import Sampler
 from baichuan.errors import UsageError
+
+_log = logging.getLogger(__name__)
 
 #: How many newest tokens are looked up, the longest first: fewer are found often and mean little.
 _LENGTHS = (8, 3)
@@ -151,7 +154,25 @@ class Speculation:
         if self._draft is None:
             return
         silent = {g.drafted: g for g in asked if g.drafted is not None and not g.guess}
-        guesses = self._draft.guess({drafted: asked[g] for drafted, g in silent.items()})
+        self._guess_by_draft(silent, {drafted: asked[g] for drafted, g in silent.items()})
+
+    def _guess_by_draft(
+        self, silent: Mapping[Drafted, Guesser], asked: Mapping[Drafted, int]
+    ) -> None:
+        """Ask the draft; if it fails, for each text alone, and no more for one where it fails."""
+        assert self._draft is not None
+        try:
+            guesses = self._draft.guess(asked)
+        except Exception:
+            if len(asked) > 1:
+                for drafted, most in asked.items():
+                    self._guess_by_draft(silent, {drafted: most})
+                return
+            _log.warning("the draft model failed; an answer goes on without it", exc_info=True)
+            for drafted in asked:
+                silent[drafted].drafted = None
+                self._draft.end(drafted)
+            return
         for drafted, guess in guesses.items():
             silent[drafted].guess, silent[drafted].by_draft = guess, True
 

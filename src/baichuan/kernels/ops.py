@@ -194,6 +194,7 @@ def linear_call(
         call.up_bits, call.up_scale_groups = up.bits, up.scale_groups
     if norm is not None:
         norm_weight = norm.weight if norm.weight.dtype in native.DTYPES else norm.weight.float()
+        norm_weight = norm_weight.contiguous()
         call.norm, call.norm_dtype = norm_weight.data_ptr(), native.DTYPES[norm_weight.dtype]
         call.eps = norm.eps
     call.result, call.holds = y, (x, residual, norm_weight, weight, up)

@@ -137,6 +137,7 @@ def attend_call(
     """
     query, key, value = (_with_whole_rows(tensor) for tensor in (query, key, value))
     out = torch.empty(query.shape, dtype=query.dtype)
+    slopes = None if slopes is None else slopes.contiguous()
     cos, sin = (None, None) if angles is None else (angle.contiguous() for angle in angles)
     call = native.AttendCall(
         query=query.data_ptr(),

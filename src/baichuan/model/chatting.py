@@ -6,9 +6,9 @@ conversation that prefills only its new tokens passes a cache (chat.py does).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from copy import copy
-from itertools import accumulate
 from typing import Any, Literal, NamedTuple, cast, overload
 
 from baichuan.engine.cache import DecoderModel, SequenceCache
@@ -85,7 +85,8 @@ class ChatMixin:
             tokenizer: the checkpoint's tokenizer.
             messages: `{"role": "system" | "user" | "assistant", "content": str}`, oldest first; the
                 oldest rounds are dropped, whole, when they no longer fit.
-            stream: return an iterator over the growing answer (the whole text so far, each time).
+            stream: return a generator over the growing answer (the whole text so far, each time).
+                Until it has ended, or its `close()` was called, nobody else may use `cache`.
             generation_config: what it sets is used instead of what `self.generation_config` says.
             cache: from `self.new_cache()`; keep it over the turns of one conversation, so that
                 each turn computes its new tokens only.
@@ -97,7 +98,8 @@ class ChatMixin:
 
         Raises:
             PromptError: the messages form no conversation.
-            UsageError: a sampling parameter is not allowed, or the draft cannot be used.
+            UsageError: a sampling parameter is not allowed, the draft cannot be used, or the cache
+                is another model's or in use by another answer.
         """
         steps = self.chat_steps(
             tokenizer,
@@ -109,7 +111,7 @@ class ChatMixin:
             **sampling,
         )
         if stream:
-            return accumulate(step.text for step in steps)
+            return _growing(steps)
         return "".join(step.text for step in steps)
 
     def chat_steps(
@@ -206,6 +208,14 @@ class ChatRequest(NamedTuple):
     prompt: list[int]
     params: SamplingParams
     dropped: int
+
+
+def _growing(steps: Iterator[Step]) -> Iterator[str]:
+    text = ""
+    with closing(cast("Generator[Step, None, None]", steps)):
+        for step in steps:
+            text += step.text
+            yield text
 
 
 def _completed(given: Any, own: Any, config: BaichuanConfig) -> Any:

@@ -6,6 +6,7 @@ bits (linears may be swapped from outside) or of text (chatting.py).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, cast
@@ -258,7 +259,7 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
 
     def new_pool(self, limit: int | None = None) -> BlockPool:
         """Give a pool of cache blocks, for several sequences."""
-        return BlockPool(self.config.num_hidden_layers, limit)
+        return BlockPool(self.config.num_hidden_layers, limit, network=weakref.ref(self))
 
     def new_cache(self) -> SequenceCache:
         """Give an empty cache for one sequence."""
@@ -288,12 +289,13 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         if self.device.type != "meta":  # offloaded; accelerate moves what a module is given
             ids = ids.to(self.device)
         hidden = self.model(input_ids=ids, cache=batch, use_cache=True).last_hidden_state
-        batch.commit()
         if not batch.wanted:
+            batch.commit()
             return [hidden.new_empty((0, self.config.vocab_size)) for _ in chunks]
         logits = self.lm_head(hidden[0]).float()
         if not bool(logits.sum().isfinite()):
             self._refuse_damaged_weights()
+        batch.commit()  # only now, so that a pass that went wrong can be run again in parts
         return list(logits.split([chunk.logits for chunk in chunks]))
 
     def _refuse_damaged_weights(self) -> None:

@@ -37,8 +37,8 @@ from baichuan.serve.grammar_process import (
 #: Seconds to wait: a fork ends itself long before, by the time that it has computed. Beyond, the
 #: machine is too busy, or the process is stopped.
 _SECONDS_TO_COMPILE = 60.0
-_SECONDS_OF_A_MASK = 20.0
-#: Schemas that failed, of which the answer is known.
+_SECONDS_OF_A_MASK = 10.0
+#: Schemas of which it is known what is wrong.
 _MOST_REFUSALS = 256
 
 
@@ -88,8 +88,11 @@ class JsonGrammars:
         digest = hashlib.sha256(text.encode()).hexdigest()
         reason = self._refusals.get(digest)
         if reason is None:
-            connection = self._connect()
-            reason = _compiled(connection, text)
+            try:
+                connection, reason = self._compiled(text)
+            except (EOFError, OSError):
+                # Not kept: it may be the machine's fault.
+                raise _refused("it takes too long to compile, or too much memory") from None
             if not reason:
                 return partial(_Matcher, connection, self._size, count(), {})
             with self._lock:
@@ -104,6 +107,18 @@ class JsonGrammars:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._end()
+
+    def _compiled(self, schema: str) -> tuple[Connection, str]:
+        """Compile a schema in a fork; return the connection to it, and what is wrong or nothing."""
+        process = self._process
+        connection = self._connect()
+        try:
+            return connection, _reply(connection, schema)
+        except (EOFError, OSError):
+            if process is None or process[1].poll() is None:
+                raise  # the fork ended itself
+        connection = self._connect()  # what forks was killed
+        return connection, _reply(connection, schema)
 
     def _connect(self) -> Connection:
         """Return a connection to a fresh fork."""
@@ -152,13 +167,16 @@ def _start(vocabulary: Vocabulary) -> tuple[socket.socket, subprocess.Popen[byte
     return near, process
 
 
-def _compiled(connection: Connection, schema: str) -> str:
-    """Have a schema compiled; return what is wrong with it, or nothing."""
-    with suppress(EOFError, OSError):
-        connection.send_bytes(schema.encode())
-        if connection.poll(_SECONDS_TO_COMPILE):
-            return connection.recv_bytes().decode()
-    return "it takes too long to compile, or too much memory"
+def _reply(connection: Connection, schema: str) -> str:
+    """Have a schema compiled; return what is wrong with it, or nothing.
+
+    Raises:
+        EOFError, OSError: the fork has ended, or does not answer.
+    """
+    connection.send_bytes(schema.encode())
+    if not connection.poll(_SECONDS_TO_COMPILE):
+        raise EOFError
+    return connection.recv_bytes().decode()
 
 
 class _Matcher:

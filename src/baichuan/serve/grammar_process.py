@@ -34,13 +34,14 @@ NUMBER = struct.Struct("<i")
 MASK, ERROR = b"m", b"e"
 
 #: Seconds of a processor: to compile a schema, for one mask, for all masks together, and of those
-#: for each token. An ordinary schema takes some 10 ms, and 1 ms for a mask.
+#: for each token. An ordinary schema takes some 10 ms, and 1 ms for a mask. The engine waits for
+#: masks, so what one request may take of its time is bounded in all.
 _SECONDS_TO_COMPILE = 3.0
-_SECONDS_OF_A_MASK = 1.0
-_SECONDS_OF_MASKS = 2.0
-_SECONDS_OF_A_TOKEN = 0.02
+_SECONDS_OF_A_MASK = 0.3
+_SECONDS_OF_MASKS = 0.5
+_SECONDS_OF_A_TOKEN = 0.005
 #: Bytes that a fork may allocate.
-_MEMORY = 1 << 30
+_MEMORY = 1 << 29
 
 _OPTIONS: JsonCompileOptions = {
     # White space as Python's `json.dumps` puts it. Free to put any, a model that is not sure how

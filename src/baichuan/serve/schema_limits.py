@@ -13,9 +13,12 @@ from baichuan.errors import UsageError
 
 #: Levels of objects and arrays: beyond, recursive code fails, such as pickling and copying.
 _MOST_LEVELS = 64
-#: By what is counted: values of any kind; characters of patterns, and of constants and enumerations
-#: (each token's mask looks at all of them); references.
-_MOST = {"values": 20_000, "pattern": 20_000, "const": 20_000, "$ref": 2_000}
+#: By what is counted: values of any kind; characters of patterns, and of constants and enumerations;
+#: references.
+_MOST = {"values": 20_000, "pattern": 20_000, "const": 100_000, "$ref": 2_000}
+#: Characters of one text that an answer may have to spell out: a name, a constant. The mask of each
+#: token looks at all that is left of it.
+_MOST_OF_A_TEXT = 4_000
 
 
 def check_schema(schema: dict[str, Any]) -> None:
@@ -29,6 +32,7 @@ def check_schema(schema: dict[str, Any]) -> None:
     for _ in range(_MOST_LEVELS):
         counts["values"] += len(level)
         for kind, value in level:
+            _check_texts(kind, value)
             if kind == "$ref":
                 counts[kind] += 1
             elif kind in counts and not isinstance(value, dict | list):
@@ -43,6 +47,18 @@ def check_schema(schema: dict[str, Any]) -> None:
         "The JSON schema is nested deeper than {most} levels; give one that is simpler.",
         most=_MOST_LEVELS,
     )
+
+
+def _check_texts(kind: str, value: Any) -> None:
+    texts = value if isinstance(value, dict) else () if kind == "pattern" else (value,)
+    for text in texts:
+        if isinstance(text, str) and len(text) > _MOST_OF_A_TEXT:
+            raise UsageError(
+                "The JSON schema has a text of {count:,} characters, {text!r}; allowed are {most:,}.",
+                count=len(text),
+                text=text[:40],
+                most=_MOST_OF_A_TEXT,
+            )
 
 
 def _inside(kind: str, value: Any) -> Iterator[tuple[str, Any]]:

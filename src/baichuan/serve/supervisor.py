@@ -154,8 +154,8 @@ class ModelProcess:
             self._asked = time.monotonic()
             try:
                 reply = await asyncio.wait_for(self.ask(Ping()), _SECONDS_OF_SILENCE[1])
-            except TimeoutError:
-                _log.error("the model process does not answer; it is started again")
+            except Exception as error:
+                _log.error("the model process does not answer; it is started again: %r", error)
                 process.kill()
                 return
             self._asked = None
@@ -181,11 +181,13 @@ class ModelProcess:
 
         def receive(connection: Connection) -> None:
             """Hand replies to the event loop until there can be no more (on a thread)."""
-            with connection, suppress(EOFError, OSError):
-                while True:
-                    loop.call_soon_threadsafe(self._dispatch, connection.recv())
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(ended.set)
+            try:
+                with connection, suppress(EOFError, OSError):
+                    while True:
+                        loop.call_soon_threadsafe(self._dispatch, connection.recv())
+            finally:
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(ended.set)
 
         Thread(target=receive, args=(self._connection,), daemon=True).start()
         watching = asyncio.create_task(self._watch(self._process))

@@ -143,7 +143,7 @@ def test_an_error_in_a_pass_reaches_its_requests_and_the_next_are_served(
     assert list(running) == []
     assert len(list(runner.submit(prompt_of(4), SHORT))) == 8
     assert (runner.stats().failed, runner.stats().running) == (1, 0)
-    assert "a forward pass failed" in caplog.text
+    assert "a request failed" in caplog.text
 
 
 def test_an_error_of_one_request_is_its_own(runner, engine, monkeypatch):

@@ -147,7 +147,7 @@ def chained(count, wrap):
 @pytest.mark.parametrize(
     "schema",
     [
-        {"allOf": [{"type": "string", "pattern": f"[a-z]*{i}[a-z]*"} for i in "abcdefghijklmnop"]},
+        {"allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{i}}}"} for i in range(3, 19)]},
         chained(20_000, lambda s: s),
         chained(20_000, lambda s: {"items": s}),
         chained(20_000, lambda s: {"anyOf": [s, {"type": "null"}]}),
@@ -158,8 +158,6 @@ def test_a_schema_that_costs_too_much_is_refused_and_others_go_on(grammars, sche
     good = grammars.constraint({"const": "ab"})()
     before = good.allowed()
     with pytest.raises(UsageError, match="takes too long to compile, or too much memory"):
-        grammars.constraint(schema)
-    with pytest.raises(UsageError):  # known by now
         grammars.constraint(schema)
     good.accept(int(before.nonzero()[0]))
     assert good.allowed().any()
