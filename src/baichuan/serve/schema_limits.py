@@ -13,8 +13,8 @@ from baichuan.errors import UsageError
 
 #: Levels of objects and arrays: beyond, recursive code fails, such as pickling and copying.
 _MOST_LEVELS = 64
-#: By what is counted: values of any kind; characters of patterns, and of constants and enumerations;
-#: references.
+#: By what is counted: values of any kind; characters of patterns; those of constants, enumerations
+#: and required names; references.
 _MOST = {"values": 20_000, "pattern": 20_000, "const": 100_000, "$ref": 2_000}
 #: Characters of one text that an answer may have to spell out: a name, a constant. The mask of each
 #: token looks at all that is left of it.
@@ -50,11 +50,11 @@ def check_schema(schema: dict[str, Any]) -> None:
 
 
 def _check_texts(kind: str, value: Any) -> None:
-    texts = value if isinstance(value, dict) else () if kind == "pattern" else (value,)
-    for text in texts:
+    for text in value if isinstance(value, dict) else (value,) if kind == "const" else ():
         if isinstance(text, str) and len(text) > _MOST_OF_A_TEXT:
             raise UsageError(
-                "The JSON schema has a text of {count:,} characters, {text!r}; allowed are {most:,}.",
+                "The JSON schema has a text of {count:,} characters, {text!r}; allowed are "
+                "{most:,}.",
                 count=len(text),
                 text=text[:40],
                 most=_MOST_OF_A_TEXT,
@@ -75,7 +75,7 @@ def _inside(kind: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _kind(name: str, of: str) -> str:
     if of == "const":
         return of
-    if name in ("const", "enum"):
+    if name in ("const", "enum", "required"):
         return "const"
     return name if name in ("pattern", "patternProperties", "$ref") else ""
 

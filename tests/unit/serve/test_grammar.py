@@ -114,7 +114,7 @@ MUTUAL = {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}
         ({"anyOf": [texts_by_name(range(i, i + 10)) for i in range(60)]}, "max is 2000"),
         ({"$ref": "#"}, "No text satisfies"),
         ({"$ref": "#/$defs/a", "$defs": MUTUAL}, "No text satisfies"),
-        ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "Too many"),
+        ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "Too|too"),
     ],
     ids=["properties", "branches", "endless", "endless pair", "endless nesting"],
 )
