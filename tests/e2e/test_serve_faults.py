@@ -342,3 +342,38 @@ def test_too_slow_an_answer():
             lines = list(answer.iter_lines())
         assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "timeout"
         server.wait_until_idle()
+
+
+#: Each is small, and stopped the server for everybody or killed the model process.
+COSTLY = {
+    "patterns": {
+        "allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{i}}}"} for i in range(20)]
+    },
+    "references": {
+        "$ref": "#/$defs/d0",
+        "$defs": {f"d{i}": {"items": {"$ref": f"#/$defs/d{(i + 1) % 900}"}} for i in range(900)},
+    },
+    "a constant": {"const": "x" * 20_000},
+    "nesting": json.loads('{"items":' * 90 + "{}" + "}" * 90),
+}
+
+
+@pytest.mark.parametrize("door", ["response_format", "tools"])
+@pytest.mark.parametrize("schema", COSTLY.values(), ids=COSTLY)
+def test_a_costly_schema_is_refused_while_others_are_answered(server, schema, door):
+    if door == "tools":
+        function = {"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}
+        asked = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    else:
+        named = {"name": "n", "schema": schema}
+        asked = {"response_format": {"type": "json_schema", "json_schema": named}}
+    starts = server.metrics()["baichuan_model_starts_total"]
+    with server.http.stream("POST", CHAT, json={**ENDLESS, "max_tokens": 300}) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        refused = server.http.post(CHAT, json={"messages": QUESTION, **asked}, timeout=300)
+        assert refused.status_code == 400, refused.text
+        assert "schema" in error_of(refused)["message"]
+        assert server.http.get("/health").status_code == 200
+        assert "data: [DONE]" in list(lines)
+    assert server.metrics()["baichuan_model_starts_total"] == starts
