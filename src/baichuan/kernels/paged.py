@@ -43,6 +43,7 @@ class PagedCaches:
                 or are too few.
         """
         self.slabs, self.counts = slabs, counts
+        _check_counts(slabs, counts)
         first = slabs[0][0]
         self.shape, self.dtype = tuple(first.shape), first.dtype
         self.native = self.dtype in native.DTYPES
@@ -71,6 +72,29 @@ class PagedCaches:
         addresses = (ctypes.addressof(tables[id(held)]) for held in slabs)
         self.pointers = (ctypes.c_void_p * len(slabs))(*addresses)
         self.numbers = (ctypes.c_int64 * len(counts))(*counts)
+
+
+def _check_counts(slabs: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> None:
+    """Refuse counts with which native code would write outside of the blocks."""
+    if not slabs or len(slabs) != len(counts) or not all(slabs):
+        raise UsageError(
+            "There are {tables} lists of blocks and {counts} counts; give one list of one block or "
+            "more, and one count, for each row.",
+            tables=len(slabs),
+            counts=len(counts),
+        )
+    seen: dict[int, int] = {}  # lists of blocks, and the row that has one last
+    for row, (held, count) in enumerate(zip(slabs, counts, strict=True)):
+        before = seen.get(id(held))
+        follows = before is None or (before == row - 1 and count == counts[before] + 1)
+        if not isinstance(count, int) or count < 0 or not follows:
+            raise UsageError(
+                "Row {row} holds {count!r} positions; a count is a whole number from 0, and rows "
+                "of one sequence follow each other, each with one position more.",
+                row=row,
+                count=count,
+            )
+        seen[id(held)] = row
 
 
 def attend_newest(

@@ -318,3 +318,14 @@ def test_a_matrix_that_does_not_hold_together_cannot_be_made():
     ):
         with pytest.raises(UsageError, match=f"The {name} of a quantized weight.*contiguous"):
             replace(weight, **{name: tensor})
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_strided_norm_is_the_same_norm(monkeypatch, name, dtype):
+    weights, x, matrix = torch.rand(40, 3).to(dtype), torch.randn(2, 40), random_matrix(24, 40)
+    results = [
+        Case(x, matrix, None, Norm(given, 1e-6), None).run(monkeypatch, name)
+        for given in (weights[:, 1].contiguous(), weights[:, 1])
+    ]
+    assert torch.equal(*results)

@@ -186,6 +186,32 @@ def test_what_does_not_fit_is_refused():
             PagedCaches([blocks], [count])
 
     no_cache("holds 64 positions and has no room", blocks, 64)
+    for count in (-1, -(2**40), 1.0):
+        no_cache("a count is a whole number from 0", blocks, count)
+    no_cache("one list of one block or more", [], 0)
+    for tables, counts in (([], []), ([blocks], [1, 2])):
+        with pytest.raises(UsageError, match="one list of one block or more"):
+            PagedCaches(tables, counts)
+    other = random_blocks(2, 9, 16, torch.float32)
+    for tables, counts in (
+        ([blocks, blocks], [30, 5]),
+        ([blocks, blocks], [5, 5]),
+        ([blocks, other, blocks], [5, 5, 6]),
+    ):
+        with pytest.raises(UsageError, match="follow each other"):
+            PagedCaches(tables, counts)
     no_cache(r"must be \[layers, 2, heads, 64, width\]", [blocks[0][:, :, :, :32]], 9)
     no_cache("is torch.bfloat16", [blocks[0], blocks[0].bfloat16()], 70)
     no_cache("not contiguous", [blocks[0].transpose(3, 4).contiguous().transpose(3, 4)], 9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_strided_slopes_are_the_same_slopes(monkeypatch, name):
+    monkeypatch.setenv("BAICHUAN_KERNELS", name)
+    blocks, slopes = random_blocks(4, 9, 16, torch.float32), torch.rand(4, 3)
+    packed = torch.randn(3, 1, 4, 16)
+    results = [
+        attend_newest(*packed, PagedCaches(copied([blocks]), [9]), 0, slopes=given)
+        for given in (slopes[:, 1].contiguous(), slopes[:, 1])
+    ]
+    assert torch.equal(*results)
