@@ -24,12 +24,6 @@ def test_no_file_is_named_after_nothing():
     assert not [path for path in CODE if NOTHING & {*path.parts, path.stem}]
 
 
-@pytest.mark.parametrize("folder", ["src", "benchmarks", "demo"])
-def test_files_stay_readable(folder):
-    lines = {p.name: len(p.read_text("utf-8").splitlines()) for p in CODE if folder in p.parts}
-    assert {name: count for name, count in lines.items() if count > 400} == {}
-
-
 def blocks(document: str, language: str) -> list[str]:
     """Code blocks without their comments, which are in the document's language."""
     text = (ROOT / document).read_text("utf-8")
