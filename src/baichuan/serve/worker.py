@@ -160,7 +160,8 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._compilers.shutdown(wait=False, cancel_futures=True)
         self._runner.close()
-        self._grammars.__exit__()
+        if "_grammars" in self.__dict__:  # made when the first schema comes
+            self._grammars.__exit__()
 
     def handle(self, number: int, call: Call) -> None:
         """Take a call and return at once; its replies come when there are any."""

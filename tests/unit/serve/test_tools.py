@@ -62,8 +62,13 @@ def test_the_schema_is_of_one_call():
 
 
 TOKENIZER = BaichuanTokenizer(str(DEMO / "tokenizer.model"))
-GRAMMARS = JsonGrammars(TOKENIZER, len(TOKENIZER), (195, 196), 2)
 TEXTS = token_bytes(TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def grammars():
+    with JsonGrammars(TOKENIZER, len(TOKENIZER), (195, 196), 2) as grammars:
+        yield grammars
 
 
 def end_of(constraint, text):
@@ -116,9 +121,11 @@ def holding(schema, place):
     ids=["$defs", "definitions", "root reference", "#", "no type", "two types", "own $id"],
 )
 @pytest.mark.parametrize("others", [0, 1])
-def test_references_are_to_the_parameters_and_arguments_are_an_object(parameters, possible, others):
+def test_references_are_to_the_parameters_and_arguments_are_an_object(
+    grammars, parameters, possible, others
+):
     tools = [tool("first", **LIST)] * others + [tool("f", **parameters)]
-    make = GRAMMARS.constraint(call_schema(tools))
+    make = grammars.constraint(call_schema(tools))
     for arguments in possible:
         text = json.dumps({"name": "f", "arguments": arguments})
         assert end_of(make(), text) == {b""}
@@ -127,9 +134,9 @@ def test_references_are_to_the_parameters_and_arguments_are_an_object(parameters
     assert end_of(make(), '{"name": "f", "arguments": {"y') is None
 
 
-def test_parameters_that_are_no_object_are_refused():
+def test_parameters_that_are_no_object_are_refused(grammars):
     with pytest.raises(UsageError, match="JSON schema cannot be used"):
-        GRAMMARS.constraint(call_schema([tool("f", type="string")]))
+        grammars.constraint(call_schema([tool("f", type="string")]))
 
 
 @pytest.mark.parametrize(
