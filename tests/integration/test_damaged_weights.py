@@ -17,7 +17,8 @@ import baichuan
 from baichuan.checkpoint.gguf.to_gguf import gguf_from_checkpoint
 from baichuan.checkpoint.merge import merge_adapter
 from baichuan.checkpoint.quantize import quantize_checkpoint
-from baichuan.errors import BaichuanError
+from baichuan.engine.cache import Chunk
+from baichuan.errors import BaichuanError, NumericalError
 from baichuan.evaluate.data import Question
 from baichuan.evaluate.prompts import Prompt
 from baichuan.evaluate.scorers import BaichuanScorer, TransformersScorer
@@ -140,7 +141,9 @@ def engine(directory):
 
 def _scored(scorer, directory):
     model, tokenizer = baichuan.load(directory)
-    asked = Prompt(Question("law", "1", "2 + 2 =", ("1", "2", "3", "4"), "D"), "2 + 2 = ", (), (True, ()))
+    asked = Prompt(
+        Question("law", "1", "2 + 2 =", ("1", "2", "3", "4"), "D"), "2 + 2 = ", (), (True, ())
+    )
     return list(scorer(model, tokenizer, "piece").scores([asked], ()))
 
 
@@ -180,11 +183,11 @@ def converted(directory):
 
 
 def merged(directory):
-    adapter = lora(directory / "adapter", directory, sound=True)
+    adapter = lora(directory / "adapter", directory)
     merge_adapter(directory, adapter, directory / "out")
 
 
-def lora(adapter, directory, sound=False):
+def lora(adapter, directory):
     """Write a new adapter for a checkpoint."""
     config = LoraConfig(r=4, target_modules=["W_pack"], init_lora_weights=False)
     model = baichuan.BaichuanForCausalLM.from_pretrained(directory, dtype="auto")
@@ -229,3 +232,78 @@ def test_the_damaged_tensor_is_named(damaged, door, layout, name, value):
     with pytest.raises(BaichuanError, match=tensor.rpartition(".")[0].replace(".", r"\.")):
         door(directory)
     assert not (directory / "out").exists()
+
+
+@pytest.mark.parametrize("layout", ["float32", "bfloat16", "int8", "int4", "original"])
+@pytest.mark.parametrize("position_embedding", ["alibi", "rope"])
+@pytest.mark.parametrize("ids", [[5], IDS])
+def test_an_infinite_key_is_hidden_by_no_attention(position_embedding, layout, ids):
+    """The scores of its position are infinite, which attention in torch takes for a mask."""
+    for value in (INF, -INF, NAN):
+        config = tiny_config(position_embedding=position_embedding, initializer_range=0.2)
+        model = baichuan.BaichuanForCausalLM(config).eval()
+        if layout.startswith("int"):
+            model.quantize(int(layout[3:]))
+        elif layout == "original":
+            model.quantize(8, scheme="original")
+        else:
+            model = model.to(getattr(torch, layout))
+        pack = model.get_submodule(PACK)
+        tensor = pack.weight.data if hasattr(pack, "weight") else pack.scales
+        tensor.view(-1)[53 * (tensor.numel() // 144)] = value
+        with pytest.raises(NumericalError, match=PACK):
+            model.generate(torch.tensor([ids]), max_new_tokens=2, do_sample=False)
+        with pytest.raises(NumericalError, match=PACK):
+            model.forward_chunks([Chunk(ids, model.new_cache())])
+
+
+def loaded_with(adapter, directory):
+    return baichuan.load(directory, adapter=adapter)
+
+
+def loaded_by_transformers(adapter, directory):
+    baichuan.load(directory)[0].load_adapter(str(adapter))
+
+
+def put_beside(adapter, directory):
+    load_for_inference(baichuan.load(directory)[0], adapter)
+
+
+def merged_with(adapter, directory):
+    merge_adapter(directory, adapter, adapter / "out")
+
+
+@pytest.mark.parametrize("layout", ["float32", "int4"])
+@pytest.mark.parametrize(("part", "value"), [("lora_A", NAN), ("lora_B", -INF)])
+@pytest.mark.parametrize("door", [loaded_with, loaded_by_transformers, put_beside, merged_with])
+def test_the_damaged_tensor_of_an_adapter_is_named(
+    checkpoints, tmp_path, door, part, value, layout
+):
+    adapter = lora(tmp_path / "adapter", checkpoints(layout))
+    name = f"base_model.model.{PACK}.{part}"
+    damage(adapter, name, value)
+    with pytest.raises(BaichuanError, match=rf"W_pack\.{part}"):
+        door(adapter, checkpoints(layout))
+    assert not (adapter / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora_B"])
+def test_an_adapter_that_diverged_in_memory_is_named(checkpoints, tmp_path, part):
+    model, tokenizer = baichuan.load(checkpoints("int8"))
+    model.load_adapter(str(lora(tmp_path, checkpoints("int8"))))
+    next(p for name, p in model.named_parameters() if part in name).data[0, 0] = NAN
+    with pytest.raises(NumericalError, match=part):
+        model.generate(torch.tensor([IDS]))
+    with pytest.raises(NumericalError, match=part):
+        model.chat(tokenizer, MESSAGES)
+
+
+def test_a_damaged_draft_changes_no_answer(checkpoints):
+    model, tokenizer = baichuan.load(checkpoints("float32"))
+    params = baichuan.SamplingParams(max_tokens=8)
+    alone = [step.token for step in model.engine(tokenizer).generate(IDS, params)]
+    for value in (NAN, INF, -INF):
+        draft, _ = baichuan.load(checkpoints("float32"))
+        draft.lm_head.weight.data[5, 3] = value
+        engine = model.engine(tokenizer, draft=draft)
+        assert [step.token for step in engine.generate(IDS, params)] == alone

@@ -177,8 +177,11 @@ def _default_positions(x: Tensor, cache: Cache | Batch | None) -> Tensor:
 def refuse_damaged_weights(network: nn.Module) -> None:
     """Raise NumericalError that names a weight which is not finite, if there is one in memory."""
     for name, tensor in chain(network.named_parameters(), network.named_buffers()):
-        in_memory = tensor.is_floating_point() and not tensor.is_meta
-        if in_memory and not bool(tensor.isfinite().all()):
+        if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of shards, ours
+        least, most = local.aminmax()  # at the speed of memory, unlike isfinite; NaN is both
+        if not bool(least.isfinite() & most.isfinite()):
             raise NumericalError(
                 "The model's outputs are not finite, for {name} holds NaN or infinity: the "
                 "checkpoint is damaged, or its training diverged. Use another one.",
@@ -268,12 +271,17 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
     def _update_model_kwargs_for_generation(
         self, outputs: Any, *given: Any, **named: Any
     ) -> dict[str, Any]:
-        """Stop transformers' `generate` where it would take NaN for the likeliest token.
+        """Stop transformers' `generate` at damaged weights: to it NaN is the likeliest token.
+
+        The weights are read once, whatever the first logits are, because attention in torch hides
+        a position whose key is infinite.
 
         Raises:
-            NumericalError: the logits are not finite; names the weight, if it is one's fault.
+            NumericalError: a weight is not finite, which is named, or the logits are not.
         """
-        self._check_finite(outputs.logits)
+        self._refuse_damaged_weights()
+        if not bool(outputs.logits.isfinite().all()):
+            check_finite(outputs.logits)
         kept = super()._update_model_kwargs_for_generation(outputs, *given, **named)
         return cast("dict[str, Any]", kept)
 
@@ -322,11 +330,6 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
             self._refuse_damaged_weights()
         batch.commit()  # only now, so that a pass that went wrong can be run again in parts
         return list(logits.split([chunk.logits for chunk in chunks]))
-
-    def _check_finite(self, logits: Tensor) -> None:
-        if not bool(logits.isfinite().all()):
-            self._refuse_damaged_weights()
-            check_finite(logits)
 
     def _refuse_damaged_weights(self) -> None:
         if not self._has_finite_weights:  # a sound network can overflow, request after request
