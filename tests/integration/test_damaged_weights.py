@@ -24,7 +24,6 @@ from baichuan.evaluate.prompts import Prompt
 from baichuan.evaluate.scorers import BaichuanScorer, TransformersScorer
 from baichuan.hub import DEMO
 from baichuan.model.adapters import load_for_inference, with_quantized
-from baichuan.quant.linear import QuantizedLinear
 from baichuan.quant.original import OriginalLinear
 from baichuan.quant.plan import Plan
 from baichuan.quant.scheme import Scheme
