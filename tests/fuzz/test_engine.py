@@ -116,52 +116,55 @@ def good_requests():
     return [(prompt(rng, length), params) for length in (3, 40) for params in (greedy, sampled)]
 
 
+def hostile(engine, rng, caches):
+    """Add a request that is refused, fails later, or does no harm."""
+    ids = prompt(rng, rng.choice((1, 2, 20, 70)))
+    chosen = rng.random()
+    if chosen < 0.2:
+        ids = rng.choice(_PROMPTS)
+    elif chosen < 0.4:
+        ids[rng.randrange(len(ids))] = _DAMAGED
+    cache = rng.choice(caches) if rng.random() < 0.4 else None
+    return engine.add(ids, sampling(rng), cache)
+
+
+def beside_strangers(engine, good, rng, caches):
+    """Return the tokens of a good request that runs while others come, fail and are cancelled."""
+    joins, strangers, number, said = rng.randrange(4), [], None, []
+    for moment in range(60):
+        if moment == joins:
+            number = engine.add(*good)
+        if moment < 6 and rng.random() < 0.7:
+            with contextlib.suppress(BaichuanError, MisbehavedError):
+                strangers.append(hostile(engine, rng, caches))
+        if strangers and rng.random() < 0.2:
+            engine.cancel(rng.choice(strangers))
+        said += [step.token for step in engine.step() if step.request == number]
+        assert engine.failed.keys() <= set(strangers), engine.failed
+    assert not engine.running
+    return said
+
+
+def tokens_of(engine, good, cache=None):
+    return [step.token for step in engine.generate(*good, cache)]
+
+
 def test_engines(network, fuzz_cases):
     other = baichuan.BaichuanForCausalLM(network.config).eval()
     goods = good_requests()
     alone = [
-        [
-            [step.token for step in Engine(network, decode, **given).generate(*good)]
-            for good in goods
-        ]
-        for given in _ENGINES
+        [tokens_of(Engine(network, decode, **given), good) for good in goods] for given in _ENGINES
     ]
     assert all(len(tokens) == 10 for answers in alone for tokens in answers)
 
-    def hostile(engine, rng, caches):
-        ids = prompt(rng, rng.choice((1, 2, 20, 70)))
-        chosen = rng.random()
-        if chosen < 0.2:
-            ids = rng.choice(_PROMPTS)
-        elif chosen < 0.4:
-            ids[rng.randrange(len(ids))] = _DAMAGED
-        cache = rng.choice(caches) if rng.random() < 0.4 else None
-        return engine.add(ids, sampling(rng), cache)
-
     def case(rng):
-        place, which = rng.randrange(len(_ENGINES)), rng.randrange(4)
+        place, which = rng.randrange(len(_ENGINES)), rng.randrange(len(goods))
         engine = Engine(network, decode, **_ENGINES[place])
-        if rng.random() < 0.05:
-            with pytest.raises(UsageError):
-                Engine(network, decode, banned_ids=rng.choice(_BANNED))
         caches = [network.new_cache(), network.new_cache(), other.new_cache()]
-        joins, strangers, good, said = rng.randrange(4), [], None, []
-        for moment in range(60):
-            if moment == joins:
-                good = engine.add(*goods[which])
-            if moment < 6 and rng.random() < 0.7:
-                with contextlib.suppress(BaichuanError, MisbehavedError):
-                    strangers.append(hostile(engine, rng, caches))
-            if strangers and rng.random() < 0.2:
-                engine.cancel(rng.choice(strangers))
-            said += [step.token for step in engine.step() if step.request == good]
-            assert engine.failed.keys() <= set(strangers), engine.failed
-            if moment > 6 and not engine.running:
-                break
-        assert said == alone[place][which]
-        assert not engine.running
+        assert beside_strangers(engine, goods[which], rng, caches) == alone[place][which]
         for cache in caches[:2]:  # free again, and right whatever became of who had them
-            steps = engine.generate(*goods[which], cache)
-            assert [step.token for step in steps] == alone[place][which]
+            assert tokens_of(engine, goods[which], cache) == alone[place][which]
+        with pytest.raises(UsageError):
+            Engine(network, decode, banned_ids=rng.choice(_BANNED))
 
     run_cases(fuzz_cases // 40, case, name="engines")
