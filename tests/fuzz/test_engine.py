@@ -167,4 +167,4 @@ def test_engines(network, fuzz_cases):
         with pytest.raises(UsageError):
             Engine(network, decode, banned_ids=rng.choice(_BANNED))
 
-    run_cases(fuzz_cases // 40, case, name="engines")
+    run_cases(fuzz_cases // 20, case, name="engines")
