@@ -129,6 +129,13 @@ class SamplingParams:
         if self.logprobs is not None:
             from_0 = phrase("a whole number from 0")
             _require(_whole(self.logprobs, 0), "logprobs", self.logprobs, from_0)
+        made = phrase("None or a function that makes a constraint")
+        _require(
+            self.constraint is None or callable(self.constraint),
+            "constraint",
+            self.constraint,
+            made,
+        )
 
     def changed(self, **changes: Any) -> SamplingParams:
         """Give a copy with some values replaced.

@@ -21,7 +21,7 @@ from baichuan.errors import UsageError
 from baichuan.evaluate.batches import Row, packed, rows_of
 from baichuan.evaluate.data import LETTERS
 from baichuan.evaluate.prompts import Content, Count, LetterToken, Prompt
-from baichuan.model.network import CACHE_NAME, BaichuanForCausalLM
+from baichuan.model.network import CACHE_NAME, BaichuanForCausalLM, refuse_damaged_weights
 from baichuan.model.prompt import encode_chat
 
 #: Index of a prompt to the scores of A, B, C and D.
@@ -236,7 +236,10 @@ class TransformersScorer:
             kept = sorted({length - 1 for length in lengths})
             settings["logits_to_keep"] = torch.tensor(kept, device=self._model.device)
         logits: Tensor = self._model(input_ids=ids.to(self._model.device), **settings).logits
-        return logits[range(len(rests)), [kept.index(length - 1) for length in lengths]]
+        logits = logits[range(len(rests)), [kept.index(length - 1) for length in lengths]]
+        if not bool(logits.isfinite().all()):
+            refuse_damaged_weights(self._model)
+        return logits
 
 
 def _of_letters(batch: Sequence[Row], logits: Tensor, letters: list[int]) -> Scores:

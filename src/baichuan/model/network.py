@@ -17,6 +17,7 @@ from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from baichuan.engine.cache import Batch, BlockPool, Chunk, SequenceCache
+from baichuan.engine.sampling import check_finite
 from baichuan.errors import NumericalError, UsageError
 from baichuan.model import decoding
 from baichuan.model.chatting import ChatMixin
@@ -173,6 +174,21 @@ def _default_positions(x: Tensor, cache: Cache | Batch | None) -> Tensor:
     return torch.arange(past, past + x.shape[1], device=x.device)[None]
 
 
+def refuse_damaged_weights(network: nn.Module) -> None:
+    """Raise NumericalError that names a weight which is not finite, if there is one in memory."""
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of shards, ours
+        least, most = local.aminmax()  # at the speed of memory, unlike isfinite; NaN is both
+        if not bool(least.isfinite() & most.isfinite()):
+            raise NumericalError(
+                "The model's outputs are not finite, for {name} holds NaN or infinity: the "
+                "checkpoint is damaged, or its training diverged. Use another one.",
+                name=name,
+            )
+
+
 class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """The network with its language modelling head; 13B by default, 7B by configuration."""
 
@@ -252,6 +268,23 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         """Keep the [batch, keys] mask (`generate` would make [batch, 1, positions, buffer])."""
         return attention_mask
 
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, *given: Any, **named: Any
+    ) -> dict[str, Any]:
+        """Stop transformers' `generate` at damaged weights: to it NaN is the likeliest token.
+
+        The weights are read once, whatever the first logits are, because attention in torch hides
+        a position whose key is infinite.
+
+        Raises:
+            NumericalError: a weight is not finite, which is named, or the logits are not.
+        """
+        self._refuse_damaged_weights()
+        if not bool(outputs.logits.isfinite().all()):
+            check_finite(outputs.logits)
+        kept = super()._update_model_kwargs_for_generation(outputs, *given, **named)
+        return cast("dict[str, Any]", kept)
+
     @property
     def vocabulary(self) -> int:
         """Number of token ids, and of logits."""
@@ -299,18 +332,9 @@ class BaichuanForCausalLM(ChatMixin, QuantizeMixin, BaichuanPreTrainedModel, Gen
         return list(logits.split([chunk.logits for chunk in chunks]))
 
     def _refuse_damaged_weights(self) -> None:
-        """Raise NumericalError that names a weight which is not finite, if there is one."""
-        if self._has_finite_weights:  # a sound network can overflow, request after request
-            return
-        for name, tensor in chain(self.named_parameters(), self.named_buffers()):
-            in_memory = tensor.is_floating_point() and not tensor.is_meta
-            if in_memory and not bool(tensor.isfinite().all()):
-                raise NumericalError(
-                    "The model's outputs are not finite, for {name} holds NaN or infinity: the "
-                    "checkpoint is damaged, or its training diverged. Use another one.",
-                    name=name,
-                )
-        self._has_finite_weights = True
+        if not self._has_finite_weights:  # a sound network can overflow, request after request
+            refuse_damaged_weights(self)
+            self._has_finite_weights = True
 
     def _in_evaluation(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """Run chunks in evaluation mode; every module is left as it was."""

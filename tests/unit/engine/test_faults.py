@@ -41,7 +41,10 @@ def test_banned_ids_must_leave_a_token_of_the_vocabulary(model, banned):  # noqa
 
 @pytest.mark.parametrize(
     "changes",
-    [{"temperature": "1"}, {"top_p": None}, {"eos_token_ids": 2}, {"eos_token_ids": ("2",)}],
+    [
+        *({"temperature": "1"}, {"top_p": None}, {"eos_token_ids": 2}, {"eos_token_ids": ("2",)}),
+        *({"constraint": 1}, {"constraint": "json"}),
+    ],
 )
 def test_parameters_of_another_type_are_refused(changes):
     with pytest.raises(UsageError, match="allowed is"):
