@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from baichuan.errors import UsageError
 from baichuan.kernels import native
 from baichuan.kernels.cuda import CudaMatrix
 from baichuan.kernels.layout import BLOCK, PackedMatrix, dequantize
@@ -43,7 +44,9 @@ def multiply(x: Tensor, weight: PackedMatrix | CudaMatrix) -> Tensor:
 
 
 def _inverse_root(x: Tensor, eps: float) -> Tensor:
-    return torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+    mean = x.float().square().mean(-1, keepdim=True)
+    # Squares that overflow make NaN, not an output of zeros: infinity times zero is NaN.
+    return torch.rsqrt(mean + eps) + mean * 0.0
 
 
 def _normalized(x: Tensor, inverse: Tensor) -> Tensor:
@@ -119,12 +122,25 @@ def _column_parts(weight: PackedMatrix) -> Iterator[slice]:
 
 
 def dense(weight: PackedMatrix, dtype: torch.dtype, columns: slice | None = None) -> Tensor:
-    """Give some columns of a weight, all by default: [rows, columns of the part].
+    """Return some columns of a weight, all by default: [rows, columns of the part].
 
     Args:
         columns: its start is a multiple of the group size.
+
+    Raises:
+        UsageError: columns that the weight has not, or that begin within a group.
     """
     columns = slice(0, weight.columns) if columns is None else columns
+    start, stop = columns.start, columns.stop
+    if not 0 <= start < stop <= weight.columns or start % weight.group_size:
+        raise UsageError(
+            "The columns {start} to {stop} of a weight of {columns} in groups of {group} cannot "
+            "be taken; they begin with a group.",
+            start=start,
+            stop=stop,
+            columns=weight.columns,
+            group=weight.group_size,
+        )
     if weight.codes.device.type != "cpu" or native.chosen() == native.TORCH:
         return dequantize(weight, dtype)[:, columns]
     wide = dtype if dtype in native.DTYPES else torch.float32

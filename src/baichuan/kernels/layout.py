@@ -93,15 +93,46 @@ class PackedMatrix(QuantizedMatrix):
 def packed_shapes(
     rows: int, columns: int, bits: int, group_size: int, per_row: bool
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Give the shapes of codes and scales."""
+    """Return the shapes of codes and scales.
+
+    Raises:
+        UsageError: there is no such format: bits are 3, 4 or 8, groups whole multiples of 32
+            columns, and rows and columns at least 1.
+    """
+    if bits not in _OFFSETS or group_size < 32 or group_size % 32 or rows < 1 or columns < 1:
+        raise UsageError(
+            "A quantized weight of {rows} x {columns} with {bits} bits in groups of {group_size} "
+            "cannot be; bits are 3, 4 or 8, a group has a multiple of 32 columns.",
+            rows=rows,
+            columns=columns,
+            bits=bits,
+            group_size=group_size,
+        )
     blocks, groups = -(-rows // BLOCK), -(-columns // group_size)
     chunks = groups * group_size * bits // 32
     return (blocks, chunks, 64), (blocks, 1 if per_row else groups, BLOCK)
 
 
 def pack(codes: Tensor, scales: Tensor, bits: int, group_size: int) -> PackedMatrix:
-    """Lay out codes int8 [rows, columns] and scales [rows, groups or 1]."""
+    """Lay out codes int8 [rows, columns] and scales [rows, groups or 1].
+
+    Raises:
+        UsageError: a format that there is not, or codes that its bits cannot hold.
+    """
     rows, columns = codes.shape
+    packed_shapes(rows, columns, bits, group_size, per_row=scales.shape[1] == 1)
+    least, most = (int(end) for end in codes.aminmax())
+    if codes.dtype != torch.int8 or least < -_OFFSETS[bits] or most >= _OFFSETS[bits]:
+        raise UsageError(
+            "Codes are {dtype} from {least} to {most}; of {bits} bits they are int8 from {lowest} "
+            "to {highest}.",
+            dtype=codes.dtype,
+            least=least,
+            most=most,
+            bits=bits,
+            lowest=-_OFFSETS[bits],
+            highest=_OFFSETS[bits] - 1,
+        )
     more_rows, more_columns = -rows % BLOCK, -columns % group_size
     padded_codes = F.pad(codes, (0, more_columns, 0, more_rows))
     # Modulo 256, so that the bytes of a negative code come out right too.

@@ -132,6 +132,10 @@ def attend_newest(
         check_tensor(name, tensor, shape, caches.dtype, device)
     if slopes is not None:
         check_tensor("slopes", slopes, (heads,), torch.float32, device)
+    if angles is not None and width % 2:
+        raise UsageError(
+            "The heads are {width} wide; only an even width can be rotated.", width=width
+        )
     for tensor in angles or ():
         check_tensor("angles", tensor, (shape[0], width // 2), torch.float32, device)
     if not 0 <= layer < layers:

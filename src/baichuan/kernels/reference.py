@@ -60,12 +60,15 @@ def silu(x: Tensor) -> Tensor:
     for term in (1.39819995e-3, 8.33345191e-3, 4.16657959e-2, 1.66666655e-1, 5.00000012e-1):
         p = p * r + term
     power = (n.to(torch.int32) + 127 << 23).view(torch.float32)
-    return x / (1.0 + (p * r * r + r + 1.0) * power)
+    # From -200 on, silu is nothing; the exponential, which ends at e^88, would leave a rest.
+    vanishes = (x < -200.0) & x.isfinite()
+    return torch.where(vanishes, -0.0, x / (1.0 + (p * r * r + r + 1.0) * power))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise the last axis of x float32 and multiply by `weight`, in float32."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
+    mean = x.square().mean(-1, keepdim=True)
+    return x * (torch.rsqrt(mean + eps) + mean * 0.0) * weight.float()  # NaN, if it overflows
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None) -> Tensor:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baichuan.errors import UsageError
-from baichuan.kernels import native, ops, reference
-from baichuan.kernels.layout import dequantize, pack
+from baichuan.kernels import gradients, native, ops, reference
+from baichuan.kernels.layout import dequantize, pack, packed_shapes
 from baichuan.kernels.ops import Norm
 
 ALL = native.available()
@@ -329,3 +329,53 @@ def test_a_strided_norm_is_the_same_norm(monkeypatch, name, dtype):
         for given in (weights[:, 1].contiguous(), weights[:, 1])
     ]
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_extreme_activations_give_the_right_value_or_nan(name, monkeypatch):
+    monkeypatch.setenv("BAICHUAN_KERNELS", name)
+    gates = torch.tensor([-3e38, -1e30, -1e4, -201.0, -199.0, -88.0, 0.0])
+    x = gates[:, None] * F.pad(torch.eye(1), (0, 31))
+    x[:, 1] = 1.0 / 127  # a code of 0 beside so large a gate: what is multiplied is exactly up
+    one = pack(F.pad(torch.eye(1, dtype=torch.int8), (0, 31)), torch.ones(1, 1), 8, 32)
+    silu = ops.linear(x, one, up=one)[:, 0]
+    expected = F.silu(gates.double()) * gates.double()
+    assert torch.allclose(silu.double(), expected, rtol=1e-2, atol=1e-30)
+    huge, norm = torch.full((1, 32), 3e19), Norm(torch.ones(32), 1e-6)
+    assert ops.linear(huge, one, norm=norm).isnan().all()
+    assert ops.linear(huge, one, norm=norm, exact=True).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "rows", "columns"),
+    [
+        *((4, 0, 16, 32), (4, 31, 16, 32), (5, 32, 16, 32), (0, 32, 16, 32), (8, -32, 16, 32)),
+        *((3, 48, 16, 96), (4, 32, 0, 32), (4, 32, 16, 0), (4, 32, -3, 32)),
+    ],
+)
+def test_formats_that_there_are_not_are_refused(bits, group, rows, columns):
+    with pytest.raises(UsageError, match=r"cannot be; bits are 3, 4 or 8"):
+        packed_shapes(rows, columns, bits, group, per_row=True)
+    if rows >= 0:
+        with pytest.raises(UsageError):
+            pack(torch.zeros(rows, columns, dtype=torch.int8), torch.ones(rows, 1), bits, group)
+
+
+@pytest.mark.parametrize(
+    ("codes", "bits"),
+    [
+        (torch.full((16, 32), 8, dtype=torch.int8), 4),
+        (torch.full((16, 32), -5, dtype=torch.int8), 3),
+        (torch.zeros((16, 32), dtype=torch.int32), 8),
+        (torch.zeros((16, 32), dtype=torch.uint8), 4),
+    ],
+)
+def test_codes_that_the_bits_cannot_hold_are_refused(codes, bits):
+    with pytest.raises(UsageError, match=f"of {bits} bits they are int8 from"):
+        pack(codes, torch.ones(16, 1), bits, 32)
+
+
+@pytest.mark.parametrize("columns", [slice(32, 200), slice(-32, 64), slice(16, 32), slice(64, 32)])
+def test_columns_that_a_weight_has_not_are_refused(columns):
+    with pytest.raises(UsageError, match="columns"):
+        gradients.dense(random_matrix(20, 128), torch.float32, columns)
