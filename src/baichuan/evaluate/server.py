@@ -6,6 +6,7 @@ Knows HTTP by the `openai` package; the server has its own tokenizer, so prompts
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
@@ -49,10 +50,10 @@ class ServerScorer:
                 "--server speaks through the openai package, which is not installed. Install it "
                 "with: pip install 'baichuan-lm[eval]'"
             ) from error
+        http = DefaultHttpxClient(follow_redirects=False)
+        weakref.finalize(self, http.close)
         self._client: OpenAI = OpenAI(
-            base_url=address,
-            api_key=(key or "").strip() or "none",
-            http_client=DefaultHttpxClient(follow_redirects=False),
+            base_url=address, api_key=(key or "").strip() or "none", http_client=http
         )
         self._address = address
         self.count: Count | None = None
