@@ -63,6 +63,7 @@ class Worker:
         begin = time.perf_counter()
         while self.engine.running:
             self.engine.step()
+            assert not self.engine.failed, self.engine.failed
         return {"seconds": (time.perf_counter() - begin) / tokens}
 
     def logits(self, tokens: int) -> dict[str, list[float]]:
