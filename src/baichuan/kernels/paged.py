@@ -7,6 +7,7 @@ Knows blocks of keys and values; not who owns them (engine/cache.py).
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -69,6 +70,14 @@ class PagedCaches:
         self._tables = tables = {  # what the next line points to
             id(held): (ctypes.c_void_p * len(held))(*(s.data_ptr() for s in held)) for held in slabs
         }
+        uses = Counter(address for table in tables.values() for address in table)
+        for held, count in zip(slabs, counts, strict=True):
+            if uses[tables[id(held)][count // BLOCK]] > 1:
+                raise UsageError(
+                    "The block behind {count} positions is part of two sequences' caches, or twice "
+                    "of one; only blocks that are full can be shared.",
+                    count=count,
+                )
         addresses = (ctypes.addressof(tables[id(held)]) for held in slabs)
         self.pointers = (ctypes.c_void_p * len(slabs))(*addresses)
         self.numbers = (ctypes.c_int64 * len(counts))(*counts)

@@ -189,6 +189,11 @@ def test_what_does_not_fit_is_refused():
     for count in (-1, -(2**40), 1.0):
         no_cache("a count is a whole number from 0", blocks, count)
     no_cache("one list of one block or more", [], 0)
+    no_cache("part of two sequences' caches, or twice of one", blocks * 2, 5)
+    first, second = (random_blocks(2, 9, 16, torch.float32)[0] for _ in range(2))
+    with pytest.raises(UsageError, match="part of two sequences' caches"):
+        PagedCaches([blocks, [first, *blocks]], [5, 5])
+    PagedCaches([[*blocks, first], [*blocks, second]], [64, 70])  # a full block is shared
     for tables, counts in (([], []), ([blocks], [1, 2])):
         with pytest.raises(UsageError, match="one list of one block or more"):
             PagedCaches(tables, counts)
