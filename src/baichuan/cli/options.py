@@ -127,7 +127,7 @@ def takes_model_first(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _declare(wrapper: Any, command: Callable[..., None], option: Any, *, after: str) -> None:
-    """Give a wrapper the command's signature, which typer reads, and the option `named_model`."""
+    """Set the signature of a wrapper, which typer reads: the command's, and `named_model`."""
     signature = inspect.signature(command, eval_str=True)
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [p.replace(kind=kind) for p in signature.parameters.values()]

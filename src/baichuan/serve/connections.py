@@ -20,11 +20,11 @@ from baichuan.language import translate
 from baichuan.serve.faults import ApiError
 
 #: Connections that asyncio accepts before it looks after the others again.
-BACKLOG = 64
+_BACKLOG = 64
 #: Connections of a process that may have any number of descriptors: each takes some memory.
 _MOST = 4096
 #: Descriptors kept free: for those that are accepted and not yet counted, for files and pipes.
-_ROOM = 5 * BACKLOG
+_ROOM = 5 * _BACKLOG
 
 _log = logging.getLogger(__name__)
 
@@ -164,16 +164,29 @@ def limited(most: int | None = None) -> type[HttpConnection]:
     return Limited
 
 
+def backlog() -> int:
+    """Return how many connections are accepted before the others are looked after again.
+
+    A connection that is closed frees its descriptor some rounds later; meanwhile as many arrive in
+    each. The room that is kept holds five times as many.
+    """
+    return max(1, min(_BACKLOG, _descriptors() // 10))
+
+
 def _limit() -> int:
     """Return a number of connections that leaves descriptors free."""
+    allowed = _descriptors()
+    return max(1, min(_MOST, allowed - min(_ROOM, allowed // 2)))
+
+
+def _descriptors() -> int:
+    """Return how many descriptors this process may have."""
     try:
         import resource
     except ModuleNotFoundError:  # on Windows
-        return _MOST
+        return _MOST + _ROOM
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if allowed == resource.RLIM_INFINITY:
-        return _MOST
-    return max(1, min(_MOST, allowed - min(_ROOM, allowed // 2)))
+    return _MOST + _ROOM if allowed == resource.RLIM_INFINITY else allowed
 
 
 class _Timer:

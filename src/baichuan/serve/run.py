@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from baichuan.errors import BaichuanError, UsageError
 from baichuan.language import translate
 from baichuan.serve.app import ApiOptions, make_app
-from baichuan.serve.connections import BACKLOG, HttpConnection, limited
+from baichuan.serve.connections import HttpConnection, backlog, limited
 from baichuan.serve.logs import set_up_logs
 from baichuan.serve.protocol import WorkerOptions
 from baichuan.serve.supervisor import ModelProcess
@@ -88,7 +88,7 @@ def http_config(app: ASGIApp, drain: float, http: type[HttpConnection]) -> uvico
         log_config=None,
         access_log=False,  # the guard writes it
         server_header=False,
-        backlog=BACKLOG,
+        backlog=backlog(),
         timeout_graceful_shutdown=math.ceil(drain),
     )
 

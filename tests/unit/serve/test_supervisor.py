@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import sys
+import types
 
 import psutil
 
@@ -31,6 +33,8 @@ async def ask(process, call):
 
 
 def test_a_process_that_hangs_is_started_again_and_its_requests_end(monkeypatch):
+    # A new process runs the main module again, which a page's test may have replaced.
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     monkeypatch.setattr(supervisor, "_SECONDS_BETWEEN_PINGS", 0.1)
     monkeypatch.setattr(supervisor, "_SECONDS_OF_SILENCE", (1.0, 20.0))
 
